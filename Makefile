@@ -1,0 +1,39 @@
+# Two commands: `make demo` looks, cuts and doubts; `make test` is everything CI checks.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+export WANDB_MODE := disabled
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/mechunlearn demo --out report.html
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadscope -q
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks -q
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mechunlearn needs Python 3.11 or newer; call make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) docs/_build build dist *.egg-info
