@@ -1,0 +1,5 @@
+"""Labelled arrays of scores over sites."""
+
+from mechunlearn.scores.scores import Scores
+
+__all__ = ["Scores"]

@@ -1,0 +1,79 @@
+"""Label an array of scores: one stacked dimension of sites, with what is known of each as its coordinates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+
+from mechunlearn.errors import ScoresError, one_of
+from mechunlearn.sites import Site
+
+DIMS = ("fact", "sample", "site", "pos", "metric")
+
+
+def label(
+    values: Float[np.ndarray, "..."] | Float[torch.Tensor, "..."],
+    sites: Sequence[Site],
+    dims: tuple[str, ...],
+    *,
+    params: Mapping[Site, int] | None = None,
+    total_params: int | None = None,
+    tokens: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+) -> xr.DataArray:
+    """Copy an array into a read-only labelled one; the arguments are those of ``Scores.of``.
+
+    Raises:
+        ScoresError: if dimensions, labels and array do not fit each other.
+    """
+    array = values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else values
+    array = np.array(array, dtype=np.float64)
+    array.flags.writeable = False
+    _check(array.shape, dims, {"site": sites, "pos": tokens, "metric": metrics})
+    sizes = dict(zip(dims, array.shape, strict=True))
+    coords = {dim: range(size) for dim, size in sizes.items()} | _site_coords(sites, params)
+    if "pos" in sizes:
+        # Tokens repeat, so they stand beside the positions and never index them.
+        coords["token"] = ("pos", list(tokens or map(str, range(sizes["pos"]))))
+    if metrics:
+        coords["metric"] = list(metrics)
+    whole = sum(coords["params"][1]) if total_params is None else total_params
+    return xr.DataArray(array, coords, dims, attrs={"total_params": whole})
+
+
+def _site_coords(sites: Sequence[Site], params: Mapping[Site, int] | None) -> dict[str, Any]:
+    def head(site: Site) -> int:
+        return site.index if site.kind in ("head", "pattern") and site.index is not None else -1
+
+    return {
+        "site": [str(site) for site in sites],
+        "layer": ("site", [-1 if site.layer is None else site.layer for site in sites]),
+        "kind": ("site", [site.kind for site in sites]),
+        "head": ("site", [head(site) for site in sites]),
+        "params": ("site", [int(params[site]) if params and site.has_weights else 0 for site in sites]),
+    }
+
+
+def _check(shape: tuple[int, ...], dims: tuple[str, ...], labels: Mapping[str, Sequence[Any] | None]) -> None:
+    for dim in dims:
+        if dim not in DIMS:
+            raise ScoresError(one_of("a dimension of scores", dim, DIMS))
+    if len(shape) != len(dims) or len(set(dims)) != len(dims) or "site" not in dims:
+        raise ScoresError(
+            f"dims name each dimension once, and 'site' is one; {dims} does not fit shape {shape}"
+        )
+    for dim, given in labels.items():
+        size = shape[dims.index(dim)] if dim in dims else 0
+        if given is not None and len(given) != size:
+            raise ScoresError(f"{len(given)} labels for {dim!r}, whose size is {size}; give one for each")
+    if "metric" in dims and labels["metric"] is None:
+        raise ScoresError("a dimension 'metric' needs the names of its metrics; pass metrics=")
+    (site, times), *_ = Counter(labels["site"] or ["no site"]).most_common(1)
+    if times > 1:
+        raise ScoresError(f"{site} is scored {times} times; give every site once")

@@ -1,0 +1,361 @@
+"""Scores reduce explicitly, select within budgets, and refuse what they cannot answer."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from mechunlearn.errors import LocalizationError, ScoresError
+from mechunlearn.scores import Scores
+from mechunlearn.sites import Localization, ModelSites, Shape, Site
+
+LAYERS = 8
+MLPS = [Site("mlp", layer) for layer in range(LAYERS)]
+ATTNS = [Site("attn", layer) for layer in range(LAYERS)]
+SIZES = {"mlp": 3000, "attn": 1600, "head": 400, "neuron": 30, "embed": 5000}
+SITES = ModelSites(
+    Shape(n_layers=LAYERS, n_heads=4, n_kv_heads=4, d_mlp=100, gated=False), lambda site: SIZES[site.kind]
+)
+TOTAL = LAYERS * (3000 + 1600)
+GROUPS = ("first subject", "last subject", "further", "last")
+
+numbers = st.floats(-1, 1, allow_subnormal=False)
+per_site = arrays(np.float64, 2 * LAYERS, elements=numbers)
+
+
+def counts(sites: list[Site]) -> dict[Site, int]:
+    return {site: SIZES[site.kind] for site in sites if site.has_weights}
+
+
+def component_scores(values: Any) -> Scores:
+    """One number for every MLP and attention layer."""
+    sites = MLPS + ATTNS
+    return Scores.of(np.asarray(values), sites, params=counts(sites), title="tracing", unit="restored")
+
+
+def trace(values: Any, *, sites: list[Site] = MLPS) -> Scores:
+    """Facts by sites by positions, as causal tracing gives them."""
+    dims = ("fact", "site", "pos")
+    return Scores.of(np.asarray(values), sites, dims=dims, params=counts(sites), tokens=GROUPS, title="trace")
+
+
+def probe() -> Scores:
+    """Accuracy and control over states, as probing gives them."""
+    states = [Site(kind, layer) for layer in range(LAYERS) for kind in ("resid_mid", "resid_post")]
+    values = np.stack([np.linspace(0.2, 0.9, 16), np.full(16, 0.25)], axis=1)
+    return Scores.of(values, states, dims=("site", "metric"), metrics=["accuracy", "control"], title="probe")
+
+
+class TestLabels:
+    def test_every_site_carries_what_is_known_of_it(self) -> None:
+        sites = [Site.parse(text) for text in ("embed", "L2.head[3]", "L2.resid_mid", "L4.mlp.neuron[7]")]
+        values = Scores.of(np.arange(4.0), sites, params=counts(sites)).values
+        assert values["site"].values.tolist() == ["embed", "L2.head[3]", "L2.resid_mid", "L4.mlp.neuron[7]"]
+        assert values["layer"].values.tolist() == [-1, 2, 2, 4]
+        assert values["kind"].values.tolist() == ["embed", "head", "resid_mid", "neuron"]
+        assert values["head"].values.tolist() == [-1, 3, -1, -1]
+        assert values["params"].values.tolist() == [5000, 400, 0, 30]
+        assert values.attrs == {"title": "scores", "unit": "score", "total_params": 5430}
+
+    def test_sites_come_back(self) -> None:
+        assert component_scores(np.zeros(16)).sites == tuple(MLPS + ATTNS)
+
+    def test_tokens_may_repeat(self) -> None:
+        tokens = [" the", " sport", " the"]
+        scores = Scores.of(np.eye(3)[:1], MLPS[:1], dims=("site", "pos"), tokens=tokens)
+        assert scores.values["token"].values.tolist() == tokens
+        assert scores.values["pos"].values.tolist() == [0, 1, 2]
+
+    def test_a_half_precision_tensor_on_a_graph_is_taken(self) -> None:
+        values = torch.tensor([0.5, 0.25], dtype=torch.bfloat16, requires_grad=True)
+        assert Scores.of(values, MLPS[:2]).values.values.tolist() == [0.5, 0.25]
+
+    def test_values_are_copied_and_frozen(self) -> None:
+        given_array = np.zeros(2)
+        scores = Scores.of(given_array, MLPS[:2])
+        given_array[0] = 1
+        assert scores.values.values.tolist() == [0, 0]
+        with pytest.raises(ValueError, match="read-only"):
+            scores.values.values[0] = 1
+        with pytest.raises(ValueError, match="read-only"):
+            trace(np.zeros((1, 8, 4))).mean("fact").values.values[0] = 1
+
+    def test_equal_means_identical_in_values_and_labels(self) -> None:
+        values = np.linspace(0, 1, 16)
+        assert component_scores(values) == component_scores(values)
+        assert component_scores(values) != component_scores(values + 1)
+        assert Scores.of(values[:8], MLPS) != Scores.of(values[:8], ATTNS)
+
+    @pytest.mark.parametrize(
+        ("shape", "options", "message"),
+        [
+            ((8,), {"dims": ("layer",)}, "a dimension of scores must be one of .* not 'layer'"),
+            ((8, 2), {}, r"\('site',\) does not fit shape \(8, 2\)"),
+            ((2,), {"dims": ("fact",)}, "dims name each dimension once, and 'site' is one"),
+            ((7,), {}, "8 labels for 'site', whose size is 7; give one for each"),
+            ((8, 2), {"dims": ("site", "pos"), "tokens": ["a"]}, "1 labels for 'pos', whose size is 2"),
+            ((8,), {"tokens": ["a"]}, "1 labels for 'pos', whose size is 0"),
+            ((8, 2), {"dims": ("site", "metric")}, "'metric' needs the names of its metrics; pass metrics="),
+        ],
+    )
+    def test_labels_that_do_not_fit_are_refused(
+        self, shape: tuple[int, ...], options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ScoresError, match=message):
+            Scores.of(np.zeros(shape), MLPS, **options)
+
+    def test_a_site_is_scored_once(self) -> None:
+        with pytest.raises(ScoresError, match=r"L1\.mlp is scored 2 times; give every site once"):
+            Scores.of(np.zeros(3), [MLPS[1], MLPS[0], MLPS[1]])
+
+
+class TestReduce:
+    @given(arrays(np.float64, (3, 8, 4), elements=numbers))
+    @settings(max_examples=30)
+    def test_facts_are_averaged_and_positions_give_their_extreme(self, values: Any) -> None:
+        reduced = trace(values).reduce().values
+        mean = values.mean(axis=0)
+        assert reduced.dims == ("site",)
+        assert np.allclose(np.abs(reduced.values), np.abs(mean).max(axis=1))
+        assert all(np.isclose(row, value).any() for row, value in zip(mean, reduced.values, strict=True))
+
+    def test_the_sign_is_kept(self) -> None:
+        assert trace([[[0.1, -0.9, 0.5, 0.0]] * 8]).reduce().values.values.tolist() == [-0.9] * 8
+
+    def test_what_does_not_exist_is_left_out(self) -> None:
+        values = np.zeros((2, 8, 4))
+        values[0, :, 1], values[1, :, 1], values[:, :, 2] = np.nan, 0.8, np.nan
+        assert trace(values).reduce().values.values.tolist() == [0.8] * 8
+
+    def test_a_mean_over_one_dimension_leaves_the_others(self) -> None:
+        scores = trace(np.arange(64.0).reshape(2, 8, 4)).mean("fact")
+        assert scores.values.dims == ("site", "pos")
+        assert float(scores.values[0, 0]) == 16
+        assert scores.values.attrs["title"] == "trace"
+
+    def test_positions_are_selected_by_number_or_token(self) -> None:
+        scores = trace(np.random.default_rng(0).random((2, 8, 4)))
+        assert scores.sel(pos="last subject") == scores.sel(pos=1)
+        assert scores.sel(pos=1, fact=0).values.dims == ("site",)
+
+    def test_a_token_that_stands_twice_is_selected_by_number(self) -> None:
+        scores = Scores.of(np.zeros((8, 3)), MLPS, dims=("site", "pos"), tokens=["a", "b", "a"])
+        with pytest.raises(ScoresError, match=r"'a' stands at positions \[0, 2\]; select one by its number"):
+            scores.sel(pos="a")
+
+    def test_an_unknown_label_names_the_known_ones(self) -> None:
+        with pytest.raises(ScoresError, match="metric must be one of 'accuracy' or 'control'; not 'f1'"):
+            probe().sel(metric="f1")
+        with pytest.raises(ScoresError, match=r"pos must be one of 'first subject', .* not 'verb'"):
+            trace(np.zeros((1, 8, 4))).sel(pos="verb")
+
+    def test_a_dimension_that_is_not_there_names_those_that_are(self) -> None:
+        with pytest.raises(
+            ScoresError, match=r"a dimension of these scores must be one of 'site' or 'metric'; not 'pos'"
+        ):
+            probe().sel(pos=0)
+        with pytest.raises(ScoresError, match="must be one of 'site'; not 'fact'"):
+            component_scores(np.zeros(16)).mean("fact")
+
+    def test_one_metric_has_to_be_selected(self) -> None:
+        with pytest.raises(ScoresError, match=r"\.sel\(metric=\) one of \['accuracy', 'control'\]"):
+            probe().reduce()
+        assert probe().sel(metric="accuracy").reduce().values.dims == ("site",)
+
+    def test_only_keeps_a_kind(self) -> None:
+        scores = component_scores(np.arange(16.0)).only("mlp")
+        assert scores.sites == tuple(MLPS)
+        assert scores.values.attrs["total_params"] == TOTAL
+        with pytest.raises(ScoresError, match="a kind of these scores must be one of 'mlp'; not 'attn'"):
+            scores.only("attn")
+
+
+class TestTop:
+    @given(per_site, st.integers(1, 16), st.sampled_from(("abs", "signed")))
+    @settings(max_examples=50)
+    def test_k_sites_that_beat_all_others(self, values: Any, k: int, by: Any) -> None:
+        scores = component_scores(values)
+        chosen = scores.top(k, by=by)
+        ranks = dict(zip(scores.sites, np.abs(values) if by == "abs" else values, strict=True))
+        assert len(chosen) == k
+        assert min(ranks[site] for site in chosen) >= max(
+            (r for s, r in ranks.items() if s not in chosen), default=-2
+        )
+
+    @given(per_site, st.floats(0.01, 1.0))
+    @settings(max_examples=50)
+    def test_a_share_is_never_exceeded_unless_asked(self, values: Any, share: float) -> None:
+        scores = component_scores(values)
+        budget = int(share * TOTAL)
+        over = SITES.size(scores.top(params=share, overshoot=True))
+        assert over >= budget
+        try:
+            size = SITES.size(scores.top(params=share))
+        except ScoresError:
+            assert budget < 3000
+        else:
+            assert budget - 3000 < size <= budget
+            assert over - size <= 3000
+
+    @given(per_site, st.integers(600, TOTAL), st.integers(0, 2))
+    @settings(max_examples=30, deadline=None)
+    def test_filling_makes_equal_budgets_equal_sizes(self, values: Any, params: int, seed: int) -> None:
+        chosen = component_scores(values).top(params=params, fill=SITES, seed=seed)
+        assert 0.95 * params <= SITES.size(chosen) <= params
+
+    def test_a_selection_is_a_head_of_the_ranking(self) -> None:
+        values = np.zeros(16)
+        values[[0, 1, 8]] = 0.9, 0.8, 0.7
+        # L1.mlp does not fit any more; L0.attn would, and is not taken in its place.
+        assert component_scores(values).top(params=5000) == Localization(["L0.mlp"])
+
+    def test_ties_keep_their_order(self) -> None:
+        assert component_scores(np.ones(16)).top(2) == Localization(["L0.mlp", "L1.mlp"])
+
+    def test_a_share_is_one_of_the_whole_grain(self) -> None:
+        scores = Scores.of(np.ones(1), MLPS[:1], params={MLPS[0]: 10}, total_params=100)
+        assert scores.top(params=0.1) == Localization(["L0.mlp"])
+
+    def test_the_source_tells_how_it_was_chosen(self) -> None:
+        scores = component_scores(np.arange(16.0))
+        assert scores.top(3).source == "tracing, top 3"
+        assert (
+            scores.top(params=4000).source == "tracing, top 4,000 parameters (3,200 parameters, gap -20.0 %)"
+        )
+        filled = scores.top(params=0.1, fill=SITES).source
+        assert filled == "tracing, top 10 % of parameters (3,600 parameters, gap -2.2 %)"
+
+    def test_positions_and_facts_are_reduced_first(self) -> None:
+        values = np.zeros((2, 8, 4))
+        values[:, 5, 3] = -0.7
+        assert trace(values).top(1) == Localization(["L5.mlp"])
+        assert trace(values).top(1, by="signed") != Localization(["L5.mlp"])
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({}, "top takes either k or params, one of them; not k=None and params=None"),
+            ({"k": 3, "params": 0.1}, "top takes either k or params, one of them; not k=3 and params=0.1"),
+            ({"k": 0}, "top selects 1 to 16 sites, as many as were scored; not 0"),
+            ({"k": 17}, "top selects 1 to 16 sites, as many as were scored; not 17"),
+            ({"k": 3, "overshoot": True}, r"write top\(params=\), not top\(3\)"),
+            ({"params": 0.0}, "params is a share in .* not 0.0"),
+            ({"params": 1.5}, "params is a share in .* not 1.5"),
+            ({"params": -5}, "params is a share in .* not -5"),
+            ({"params": True}, "params is a share in .* not True"),
+            (
+                {"params": 0.1, "fill": SITES, "overshoot": True},
+                "fill never goes above the budget; leave out",
+            ),
+            ({"params": 0.01}, r"the best site, L0\.mlp, has 3,000 parameters, more than the budget of 368"),
+        ],
+    )
+    def test_a_selection_that_cannot_be_made_is_refused(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ScoresError, match=message):
+            component_scores(np.ones(16)).top(**options)
+
+    def test_a_budget_too_small_to_fill_is_refused(self) -> None:
+        with pytest.raises(
+            LocalizationError, match=r"a budget of 29 parameters is below the smallest of the 16 sites"
+        ):
+            component_scores(np.ones(16)).top(params=29, fill=SITES)
+
+    def test_a_budget_needs_parameter_counts(self) -> None:
+        with pytest.raises(
+            ScoresError, match=r"these scores know no parameter counts; give params to Scores.of"
+        ):
+            Scores.of(np.zeros(8), MLPS).top(params=0.1)
+        assert len(Scores.of(np.zeros(8), MLPS).top(2)) == 2
+
+    def test_an_unknown_order_is_refused(self) -> None:
+        with pytest.raises(ScoresError, match="by must be one of 'abs' or 'signed'; not 'rank'"):
+            inspect.unwrap(Scores.top)(component_scores(np.ones(16)), 1, by="rank")
+
+    def test_nan_has_no_rank(self) -> None:
+        values = np.ones(16)
+        values[9] = np.nan
+        with pytest.raises(ScoresError, match=r"the score of L1\.attn is NaN and has no rank"):
+            component_scores(values).top(1)
+
+    def test_scores_of_states_select_nothing(self) -> None:
+        message = (
+            r"scores of states draw and compare but select nothing: L0\.resid_mid has no weights; .*"
+            r"causal_trace\(\.\.\., restore='mlp'\)"
+        )
+        accuracy = probe().sel(metric="accuracy")
+        with pytest.raises(ScoresError, match=message):
+            accuracy.top(2)
+        with pytest.raises(ScoresError, match=message):
+            accuracy.top(params=0.1)
+        with pytest.raises(ScoresError, match=message):
+            accuracy.above(0.5)
+
+
+class TestAbove:
+    @given(per_site, numbers)
+    def test_every_site_above_and_no_other(self, values: Any, threshold: float) -> None:
+        scores = component_scores(values)
+        assert set(scores.above(threshold)) == {
+            s for s, v in zip(scores.sites, values, strict=True) if v > threshold
+        }
+
+    def test_it_may_be_none(self) -> None:
+        assert component_scores(np.zeros(16)).above(0.0) == Localization()
+
+    def test_the_source_names_the_threshold(self) -> None:
+        assert component_scores(np.ones(16)).above(0.25, by="abs").source == "tracing, above 0.25"
+
+
+class TestShow:
+    def test_without_positions_layers_by_components(self) -> None:
+        figure = component_scores(np.arange(16.0)).heatmap()
+        assert figure.layout.xaxis.ticktext == ("attn", "mlp")
+        assert figure.layout.yaxis.ticktext == tuple(f"L{layer}" for layer in range(LAYERS))
+        assert figure.data[0].z[3].tolist() == [11, 3]
+        assert list(figure.data[0].text[3]) == ["L3.attn", "L3.mlp"]
+
+    def test_with_positions_layers_by_tokens(self) -> None:
+        values = np.random.default_rng(0).normal(size=(2, 8, 4))
+        figure = trace(values).heatmap()
+        assert np.allclose(figure.data[0].z, values.mean(axis=0))
+        assert figure.layout.xaxis.ticktext == GROUPS
+        assert figure.data[0].text[2][1] == "L2.mlp, last subject"
+
+    def test_every_kind_is_a_panel_over_the_same_layers(self) -> None:
+        figure = trace(np.ones((1, 16, 4)), sites=MLPS + ATTNS).heatmap()
+        assert [words.text for words in figure.layout.annotations] == ["mlp", "attn"]
+        assert [grid.z.shape for grid in figure.data] == [(8, 4), (8, 4)]
+
+    def test_heads_with_positions_are_rows(self) -> None:
+        heads = list(SITES.heads())[:6]
+        figure = trace(np.ones((1, 6, 4)), sites=heads).heatmap()
+        assert figure.layout.yaxis.ticktext == tuple(map(str, heads))
+
+    def test_metrics_are_panels_and_curves(self) -> None:
+        assert [words.text for words in probe().heatmap().layout.annotations] == ["accuracy", "control"]
+        names = {curve.name for curve in probe().curves().data}
+        assert names == {f"{k} {m}" for k in ("resid_mid", "resid_post") for m in ("accuracy", "control")}
+
+    def test_curves_follow_depth(self) -> None:
+        figure = component_scores(np.arange(16.0)).curves()
+        assert {curve.name: list(curve.y) for curve in figure.data}["mlp"] == [0, 1, 2, 3, 4, 5, 6, 7]
+
+    def test_a_frame_has_one_row_per_number(self) -> None:
+        frame = trace(np.zeros((2, 8, 4))).to_frame()
+        assert len(frame) == 64
+        assert {"fact", "site", "pos", "token", "layer", "kind", "params", "score"} <= set(frame.columns)
+
+    def test_the_repr_is_one_line(self) -> None:
+        assert repr(trace(np.zeros((2, 8, 4)))) == "Scores(trace; fact 2, site 8, pos 4)"
+        assert probe()._repr_mimebundle_()["text/plain"] == "Scores(probe; site 16, metric 2)"
+
+    def test_evidence_stays_with_the_scores(self) -> None:
+        scores = Scores.of(np.ones(8), MLPS, evidence={"probe": probe()})
+        assert scores.reduce().evidence["probe"] == probe()
