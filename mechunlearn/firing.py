@@ -1,0 +1,114 @@
+"""Requested hooks must fire: a hook that silently never runs is a wrong result.
+
+TransformerLens lists hook points that a given family never reaches, and accepts hooks there. So:
+
+1. ``check_name`` refuses, before anything runs, names that do not exist, with the nearest ones that do.
+2. ``Requested`` wraps each function in a counter, leaving what it is given and returns alone.
+3. ``require_fired`` raises, naming every hook that was never reached and why that may be.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from mechunlearn.errors import HookError
+
+Name = str | Callable[[str], bool]
+"""A hook's name, or a function that says of every name whether it is meant."""
+
+Pair = tuple[Name, Callable[..., Any]]
+"""A hook as TransformerLens takes it."""
+
+_NEVER = {
+    "pos_embed": "models with rotary positions add none to the residual stream, so nothing passes here",
+    "attn.qkv.": "fused Q, K, V are split first; use attn.hook_q, attn.hook_k and attn.hook_v",
+    "rotary_emb.hook_out": "use rotary_emb.hook_cos and rotary_emb.hook_sin",
+    "hook_rot_": "this family rotates inside its attention; use attn.hook_q and attn.hook_k",
+    "hook_hidden_states": "attention reads its input elsewhere; use ln1.hook_out",
+}
+
+
+def check_name(name: str, points: Mapping[str, Any]) -> None:
+    """Refuse a hook name that does not exist.
+
+    Args:
+        name: the hook's name.
+        points: all hook points of the model by name.
+
+    Raises:
+        HookError: with the nearest names that exist.
+
+    Example:
+        >>> check_name("hook_embd", {"hook_embed": None})
+        Traceback (most recent call last):
+        ...
+        mechunlearn.errors.HookError: this model has no hook 'hook_embd'; the nearest are 'hook_embed'. ...
+    """
+    if name not in points:
+        near = difflib.get_close_matches(name, points, n=3, cutoff=0.5) or list(points)[:3]
+        listed = ", ".join(map(repr, near))
+        raise HookError(f"this model has no hook {name!r}; the nearest are {listed}. All: list(hm.hook_dict)")
+
+
+class Requested:
+    """Hooks that count how often they ran.
+
+    Args:
+        hooks: ``(name, function)`` pairs.
+        direction: whether they run on activations or on gradients.
+
+    Example:
+        >>> asked = Requested([("hook_embed", lambda x, hook: 2 * x)], direction="fwd")
+        >>> asked.pairs[0][1](21, hook=None)
+        42
+        >>> asked.require_fired("a model")
+    """
+
+    def __init__(self, hooks: Iterable[Pair], *, direction: Literal["fwd", "bwd"]) -> None:
+        given = list(hooks)
+        self.direction = direction
+        self.names = [name for name, _ in given]
+        self.counts = [0] * len(given)
+        self.pairs: list[Pair] = [(name, self._counted(place, fn)) for place, (name, fn) in enumerate(given)]
+
+    def _counted(self, place: int, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(tensor: Any, hook: Any) -> Any:
+            self.counts[place] += 1
+            return fn(tensor, hook=hook)
+
+        return counted
+
+    def require_fired(self, architecture: str) -> None:
+        """Raise if a hook never ran.
+
+        Args:
+            architecture: the family's name, for the message.
+
+        Raises:
+            HookError: naming each such hook and why it may be.
+        """
+        silent = [name for name, count in zip(self.names, self.counts, strict=True) if count == 0]
+        if silent:
+            raise HookError(never_fired(silent, architecture, self.direction))
+
+
+def never_fired(names: Iterable[Name], architecture: str, direction: str = "fwd") -> str:
+    """Say which hooks never fired, and why that may be.
+
+    Args:
+        names: the hooks' names.
+        architecture: the family's name.
+        direction: ``"fwd"`` or ``"bwd"``.
+
+    Example:
+        >>> print(never_fired(["hook_pos_embed"], "LlamaForCausalLM"))
+        hook 'hook_pos_embed' was requested and never fired in LlamaForCausalLM: models with rotary ...
+    """
+    silent = list(names)
+    listed = ", ".join(repr(name) if isinstance(name, str) else "a filter of names" for name in silent)
+    reasons = {why for name in silent if isinstance(name, str) for key, why in _NEVER.items() if key in name}
+    run = "a backward pass" if direction == "bwd" else "a run of the model (hm.hf has no hooks)"
+    why = "; ".join(sorted(reasons)) or f"{run} has to reach it while the hook is in place"
+    return f"hook {listed} was requested and never fired in {architecture}: {why}"
