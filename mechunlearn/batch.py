@@ -1,0 +1,110 @@
+"""Encoded rows as one value: tokens, mask, subject, answer position and labels.
+
+1. Rows are padded on the right, so that positions count from the start in every selection of rows.
+2. ``labels[b, t]`` is the target of ``logits[b, t]``, -100 where nothing is asked.
+3. `token_groups` names positions by what they are, so that rows of different length can be averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+GROUPS = ("first subject", "middle subject", "last subject", "further", "last")
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Encoded rows, padded on the right.
+
+    Args:
+        tokens: token ids.
+        mask: 1 for tokens, 0 for padding.
+        subject: True on the tokens of the subject.
+        subject_last: position of the last of them; -1 where a row has no subject.
+        end: position of the last prompt token, whose logits predict the first answer token (0 in a text).
+        labels: ``labels[b, t]`` is the target of ``logits[b, t]``; -100 outside the answer.
+        strings: the tokens as text, per row and without padding, for plots.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"]
+    subject: Bool[Tensor, "batch pos"]
+    subject_last: Int[Tensor, "batch"]
+    end: Int[Tensor, "batch"]
+    labels: Int[Tensor, "batch pos"]
+    strings: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> Int[Tensor, "batch"]:
+        """Tokens per row."""
+        return self.mask.sum(1)
+
+    @property
+    def answer_positions(self) -> Int[Tensor, "batch answer"]:
+        """Positions whose logits predict the answer tokens; rows with fewer repeat their last.
+
+        A row without labels gives `end`, so there is always one position to read at.
+        """
+        asked = self.labels != IGNORED
+        count = asked.sum(1)
+        first = torch.where(count > 0, asked.int().argmax(1), self.end)
+        steps = torch.arange(max(1, int(count.max())), device=self.tokens.device)
+        return first[:, None] + torch.minimum(steps, (count - 1).clamp(min=0)[:, None])
+
+    @property
+    def answer_ids(self) -> Int[Tensor, "batch answer"]:
+        """The answer tokens at `answer_positions`, padded with -100."""
+        positions = self.answer_positions
+        count = (self.labels != IGNORED).sum(1, keepdim=True)
+        inside = torch.arange(positions.shape[1], device=self.tokens.device) < count
+        return self.labels.gather(1, positions).masked_fill(~inside, IGNORED)
+
+    def _map(self, change: Callable[[Tensor], Tensor], strings: tuple[tuple[str, ...], ...]) -> Batch:
+        tensors = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "strings"}
+        return Batch(**tensors, strings=strings)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on another device."""
+        return self._map(lambda tensor: tensor.to(device), self.strings)
+
+    def rows(self, index: slice | Sequence[int] | Int[Tensor, "rows"] | Bool[Tensor, "batch"]) -> Batch:
+        """Return some rows, of the same width; see `trimmed`."""
+        picked = torch.arange(len(self), device=self.tokens.device)
+        if not isinstance(index, slice | Tensor):
+            index = torch.tensor(list(index), dtype=torch.long)
+        picked = picked[index.to(picked.device) if isinstance(index, Tensor) else index]
+        return self._map(lambda tensor: tensor[picked], tuple(self.strings[i] for i in picked.tolist()))
+
+    def trimmed(self) -> Batch:
+        """Return the rows without the columns in which all are padding."""
+        width = int(self.lengths.max())
+        return self._map(lambda tensor: tensor[:, :width] if tensor.ndim == 2 else tensor, self.strings)
+
+
+def token_groups(batch: Batch) -> Int[Tensor, "batch pos"]:
+    """Say to which of `GROUPS` each token belongs.
+
+    A subject of one token is ``"last subject"``, one of two has no middle; ``"further"`` are the tokens
+    between the subject and the ``"last"`` of the prompt. Where the prompt ends with its subject, that token
+    is the ``"last subject"`` and there is no ``"last"``. BOS, tokens before the subject, answers, padding and
+    rows without a subject are -1.
+    """
+    position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)[None]
+    first = torch.where(batch.subject.any(1), batch.subject.int().argmax(1), -1)[:, None]
+    last, end = batch.subject_last[:, None], batch.end[:, None]
+    groups = torch.full_like(batch.tokens, -1)
+    groups[(last >= 0) & (position == end)] = GROUPS.index("last")
+    groups[(last >= 0) & (position > last) & (position < end)] = GROUPS.index("further")
+    groups[(position > first) & (position < last)] = GROUPS.index("middle subject")
+    groups[(first >= 0) & (position == first)] = GROUPS.index("first subject")
+    groups[(last >= 0) & (position == last)] = GROUPS.index("last subject")
+    return groups

@@ -1,0 +1,105 @@
+"""Pure functions of logits.
+
+1. ``labels[..., t]`` is the target of ``logits[..., t]``, -100 where nothing is asked, as in a ``Batch``.
+2. Half-precision logits are read in float32: a sum of log-probabilities in bfloat16 has two digits.
+3. Answers are scored whole: their log-probability is the sum over their tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def token_logprobs(
+    logits: Float[Tensor, "*batch pos d_vocab"], labels: Int[Tensor, "*batch pos"]
+) -> Float[Tensor, "*batch pos"]:
+    """Give the log-probability of every asked token, 0 where nothing is asked.
+
+    Args:
+        logits: unnormalised scores.
+        labels: target ids, -100 where nothing is asked.
+
+    Example:
+        >>> token_logprobs(torch.zeros(1, 2, 4), torch.tensor([[3, -100]])).exp()
+        tensor([[0.2500, 1.0000]])
+    """
+    logits = _wide(logits)
+    picked = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return (picked - logits.logsumexp(-1)).masked_fill(labels < 0, 0.0)
+
+
+def answer_logprob(
+    logits: Float[Tensor, "*batch pos d_vocab"], labels: Int[Tensor, "*batch pos"]
+) -> Float[Tensor, "*batch"]:
+    """Give the log-probability of each whole answer, in nats.
+
+    Example:
+        >>> answer_logprob(torch.zeros(1, 2, 4), torch.tensor([[3, 1]])).exp()
+        tensor([0.0625])
+    """
+    return token_logprobs(logits, labels).sum(-1)
+
+
+def answer_probability(
+    logits: Float[Tensor, "*batch pos d_vocab"], labels: Int[Tensor, "*batch pos"]
+) -> Float[Tensor, "*batch"]:
+    """Give the probability of each whole answer; see `answer_logprob`."""
+    return answer_logprob(logits, labels).exp()
+
+
+def greedy_match(
+    logits: Float[Tensor, "*batch pos d_vocab"], labels: Int[Tensor, "*batch pos"]
+) -> Bool[Tensor, "*batch"]:
+    """Say whether every asked token is the likeliest one, so that greedy decoding gives the answer.
+
+    Example:
+        >>> greedy_match(torch.eye(3)[None], torch.tensor([[0, 1, -100]]))
+        tensor([True])
+    """
+    return ((logits.argmax(-1) == labels) | (labels < 0)).all(-1)
+
+
+def logit_difference(
+    logits: Float[Tensor, "*batch d_vocab"], answer: Int[Tensor, "*batch"], foil: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Give the logit of one token minus that of another, at one position.
+
+    It is the difference of their log-probabilities, and linear in the last residual stream but for the norm.
+
+    Example:
+        >>> logit_difference(torch.tensor([[0.0, 3.0]]), torch.tensor([1]), torch.tensor([0]))
+        tensor([3.])
+    """
+    both = torch.stack([answer, foil], dim=-1)
+    first, second = _wide(logits).gather(-1, both).unbind(-1)
+    return first - second
+
+
+def kl(
+    logits: Float[Tensor, "*batch d_vocab"], other: Float[Tensor, "*batch d_vocab"]
+) -> Float[Tensor, "*batch"]:
+    """Give the divergence KL(p || q) in nats, p from `logits` and q from `other`.
+
+    Example:
+        >>> kl(torch.zeros(1, 2), torch.zeros(1, 2))
+        tensor([0.])
+    """
+    p, q = _wide(logits).log_softmax(-1), _wide(other).log_softmax(-1)
+    # Where p is 0 the term is 0, also if both logits are -inf and their difference is not a number.
+    return torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1)
+
+
+def rank(logits: Float[Tensor, "*batch d_vocab"], ids: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+    """Count the tokens with a higher logit: 0 is the likeliest token.
+
+    Example:
+        >>> rank(torch.tensor([[0.1, 0.3, 0.2]]), torch.tensor([2]))
+        tensor([1])
+    """
+    return (logits > logits.gather(-1, ids[..., None])).sum(-1)
+
+
+def _wide(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,0 +1,128 @@
+"""Means with intervals, by the percentile bootstrap over facts.
+
+1. Draw as many facts as there are, with replacement, and take their mean; repeat `samples` times, seeded.
+2. The interval runs between the (1 - level)/2 and (1 + level)/2 quantiles of these means.
+3. Two rows of a table are compared by the differences of the same facts, whose interval is far narrower
+   than the two rows' own intervals suggest.
+
+The interval says how far the mean depends on which facts were drawn. It is too short for a handful of facts
+and empty where all agree: 32 hits of 32 give [1.00, 1.00].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the bounds of its interval; not-a-number where there is nothing to say.
+
+    Example:
+        >>> str(Interval(0.84, 0.78, 0.9)), 0.8 in Interval(0.84, 0.78, 0.9)
+        ('.84 [.78, .90]', True)
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{_short(self.mean)} [{_short(self.low)}, {_short(self.high)}]"
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def bootstrap_interval(
+    values: Shaped[np.ndarray, "fact"] | Sequence[float | int],
+    *,
+    seed: int,
+    level: float = 0.95,
+    samples: int = 2000,
+) -> Interval:
+    """Give the mean of a value per fact, with its bootstrap interval.
+
+    Args:
+        values: one number (or truth value) per fact. None at all give not-a-number throughout, and one gives
+            it for the bounds: a single fact says nothing about others.
+        seed: of the resampling.
+        level: the share of resampled means inside the interval, between 0 and 1.
+        samples: how many resampled means.
+
+    Raises:
+        ValueError: `level` or `samples` is out of range.
+
+    Example:
+        >>> str(bootstrap_interval([1, 1, 0, 1, 1, 1, 1, 1], seed=0))
+        '.88 [.62, 1.00]'
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, as 0.95 does; not {level}")
+    if samples < 1:
+        raise ValueError(f"samples must be 1 or more, such as 2000; not {samples}")
+    data = np.asarray(values, dtype=np.float64)
+    if len(data) < 2:
+        mean = float(data[0]) if len(data) else math.nan
+        return Interval(mean, math.nan, math.nan)
+    low, high = np.quantile(_means(data, seed, samples), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(data.mean()), float(low), float(high))
+
+
+def paired_difference(
+    first: Shaped[np.ndarray, "fact"] | Sequence[float | int],
+    second: Shaped[np.ndarray, "fact"] | Sequence[float | int],
+    *,
+    seed: int,
+    level: float = 0.95,
+    samples: int = 2000,
+) -> Interval:
+    """Give the mean of `first` minus `second`, fact by fact, with its bootstrap interval.
+
+    Args:
+        first: one number per fact.
+        second: one number for each of the same facts, in the same order.
+        seed: of the resampling.
+        level: see `bootstrap_interval`.
+        samples: see `bootstrap_interval`.
+
+    Raises:
+        ValueError: the two have different lengths.
+
+    Example:
+        >>> str(paired_difference([1, 1, 1], [0, 0, 0], seed=0))
+        '1.00 [1.00, 1.00]'
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"first has {len(first)} values and second {len(second)}; give one per fact, the same in both"
+        )
+    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    return bootstrap_interval(differences, seed=seed, level=level, samples=samples)
+
+
+def _means(data: Float[np.ndarray, "fact"], seed: int, samples: int) -> Float[np.ndarray, "sample"]:
+    """Resample in blocks, so that memory stays bounded for many facts."""
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK // len(data))
+    sizes = [min(block, samples - start) for start in range(0, samples, block)]
+    return np.concatenate(
+        [data[rng.integers(0, len(data), (size, len(data)))].mean(axis=1) for size in sizes]
+    )
+
+
+def _short(value: float) -> str:
+    """Two decimals without the zero before the point, as in tables of shares; a dash for not-a-number."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"
+    return text.replace("-.00", ".00") if text == "-.00" else text
