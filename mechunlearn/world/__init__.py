@@ -1,0 +1,114 @@
+"""The embedded world: a small language model that looks facts up, and the facts it knows.
+
+720 fictional people with a sport, its league and place, and a home city; 120 real countries. The model
+was trained by ``mechunlearn world train``; ``gold`` was trained the same way without the sport, league
+and place of the 128 people in the four forget groups: what exact unlearning would give.
+
+1. :func:`model` loads a checkpoint from the package.
+2. :func:`facts` gives a group of 32 people to forget, with phrasings, neighbours and everything an audit
+   scores, and other people to retain and to score.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import as_file
+from typing import TYPE_CHECKING, Literal
+
+from mechunlearn.errors import FactError, ModelError, one_of
+from mechunlearn.facts import Fact, Facts
+from mechunlearn.world import tables
+from mechunlearn.world.asking import country_fact, other_fact, sport_fact
+from mechunlearn.world.draw import GROUPS, Person
+from mechunlearn.world.grammar import text
+
+if TYPE_CHECKING:
+    from mechunlearn.model import HookedModel
+
+__all__ = ["facts", "model"]
+
+RETAIN = 64
+TEST = 64
+COUNTRIES = 24
+NEIGHBOURS = 2
+TEXTS = 64
+
+
+def model(which: Literal["original", "gold"] = "original") -> HookedModel:
+    """Load the embedded language model, in float32.
+
+    Args:
+        which: ``"original"`` knows everybody; ``"gold"`` never saw the forget groups' sport, league and
+            place.
+
+    Raises:
+        ModelError: there is no such checkpoint.
+
+    Example:
+        >>> import mechunlearn as mu
+        >>> mu.world.model().cfg.n_layers
+        8
+    """
+    import torch
+
+    from mechunlearn.model import HookedModel
+
+    if which not in ("original", "gold"):
+        raise ModelError(one_of("which", which, ("original", "gold")))
+    with as_file(tables.data() / which) as folder:
+        return HookedModel.from_pretrained(folder, dtype=torch.float32, prepend_bos=True)
+
+
+def facts(group: int = 0, *, retain_homes: bool = False) -> Facts:
+    """The facts of one forget group, and what goes with them.
+
+    ``forget`` are 32 people's sports, each with league and place (entailed), home city (must survive)
+    and neighbours. ``retain`` are 64 other people's sports; ``test`` are 64 further people's sports and
+    home cities and 24 capitals, never trained on. No two of these sets share a person.
+
+    Args:
+        group: 0 to 3.
+        retain_homes: also retain the home cities of every second person of the group.
+
+    Raises:
+        FactError: there is no such group.
+
+    Example:
+        >>> some = facts(group=1)
+        >>> len(some.forget), len(some.retain), some.forget[0].relation
+        (32, 64, 'sport')
+    """
+    if group not in range(GROUPS):
+        raise FactError(one_of("group", group, range(GROUPS)))
+    rng = random.Random(group)
+    people = tables.people()
+    chosen = [p for p in people if p.group == group]
+    others = rng.sample([p for p in people if p.group < 0], k=sum(p.group < 0 for p in people))
+    retained, tested, pool = others[:RETAIN], others[RETAIN : RETAIN + TEST], others[RETAIN + TEST :]
+    forget = [_forget(p, pool, rng) for p in chosen]
+    retain = [sport_fact(p, split="retain") for p in retained]
+    if retain_homes:
+        retain += [other_fact(p, "city", split="retain") for p in chosen[::2]]
+    test = [sport_fact(p) for p in tested] + [other_fact(p, "city") for p in tested]
+    test += [country_fact(c, "capital") for c in rng.sample(tables.countries(), COUNTRIES)]
+    texts = [text(rng, sentences=3) for _ in range(TEXTS)]
+    return Facts([*forget, *retain, *test], text=texts, name=f"embedded world, group {group}")
+
+
+def _forget(person: Person, pool: Sequence[Person], rng: random.Random) -> Fact:
+    alike = {
+        "same first name": [p for p in pool if p.first == person.first],
+        "same surname": [p for p in pool if p.last == person.last],
+        "same sport": [p for p in pool if p.sport == person.sport],
+    }
+    return replace(
+        sport_fact(person, split="forget"),
+        entailed=(other_fact(person, "league"), other_fact(person, "place")),
+        others=(other_fact(person, "city"),),
+        neighbours={
+            kind: tuple(sport_fact(p) for p in rng.sample(found, min(NEIGHBOURS, len(found))))
+            for kind, found in alike.items()
+        },
+    )

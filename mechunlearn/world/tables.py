@@ -1,0 +1,50 @@
+"""Read the two tables that ship with the package."""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from mechunlearn.world.draw import Person
+from mechunlearn.world.rows import Country
+
+
+def data() -> Traversable:
+    """The folder with the tables, the tokenizer and the checkpoints."""
+    return files("mechunlearn.world") / "data"
+
+
+def people() -> tuple[Person, ...]:
+    """The 720 people, in the order of the table.
+
+    Example:
+        >>> sum(p.group == 0 for p in people())
+        32
+    """
+    with (data() / "people.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(
+            Person(
+                first=row["first"],
+                last=row["last"],
+                sport=row["sport"],
+                league=row["league"],
+                place=row["place"],
+                city=row["city"],
+                choice=row["choice"] == "1",
+                group=int(row["group"]),
+                new=row["new"],
+            )
+            for row in csv.DictReader(file)
+        )
+
+
+def countries() -> tuple[Country, ...]:
+    """The 120 countries, in the order of the table.
+
+    Example:
+        >>> len(countries())
+        120
+    """
+    with (data() / "countries.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(Country(**row) for row in csv.DictReader(file))
