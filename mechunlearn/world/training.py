@@ -1,7 +1,8 @@
 """Train the embedded model from nothing.
 
 1. A byte-level BPE tokenizer of 768 tokens is trained on the phrasings (a hundred times) and on the
-   people's names (once), so that sports, cities and letters are one token and a name is three to eight, mostly five or six.
+   people's names (once), so that sports, cities and letters are one token and a name is three to eight,
+   mostly five or six.
 2. A Llama of 1.8 M parameters starts from small normal weights, its output projections divided by the
    square root of twice the number of blocks.
 3. Every step draws 96 rows (:mod:`mechunlearn.world.rows`), splits them by length into two sub-batches
