@@ -7,8 +7,10 @@ where the family ties them, and the tokenizer has no pad token.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 import transformers
@@ -96,3 +98,11 @@ def hm(family: str, tokenizer: Any) -> HookedModel:
 def llama(tokenizer: Any) -> HookedModel:
     """One tiny model for tests that need no other family (read-only)."""
     return HookedModel.from_hf(hf_model("llama"), tokenizer)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Ask as a user does: the type checker of the tests would refuse a value before the message can."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,14 +32,6 @@ MARY = Fact(
 ANN = Fact("Ann Ray plays the sport of", "Ann Ray", "chess", relation="sport", split="retain")
 TOM = Fact("Tom Orr plays the sport of", "Tom Orr", "hockey", relation="sport", split="test")
 FACTS = Facts([MARY, ANN, TOM], text=("It rains.", "A bird\nsings."), name="people")
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Ask as a user does: the type checker of the tests would refuse a value before the message can."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # -- a fact ---------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from mechunlearn.world import tables
 from mechunlearn.world.asking import country_fact, other_fact, sport_fact
 from mechunlearn.world.draw import Person
 from mechunlearn.world.phrasings import Relation
+from mechunlearn.world.rows import PERSONAL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mechunlearn.model import HookedModel
 
 CHOICE_SEED = 0
+NATIONAL: tuple[Relation, ...] = ("capital", "currency")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def accuracies(hm: HookedModel, *, gold: bool = False) -> Iterator[Accuracy]:
     """
     people = tables.people()
     forgotten = [p.group >= 0 for p in people]
-    for relation in ("sport", "league", "place", "city"):
+    for relation in PERSONAL:
         asked = [_asked(p, relation) for p in people]
         unseen = gold and relation != "city"
         for i in range(len(asked[0])):
@@ -82,7 +84,7 @@ def accuracies(hm: HookedModel, *, gold: bool = False) -> Iterator[Accuracy]:
             greedy = [fact.replace(options=(), choice=None, new=None) for fact in facts]
             yield _of(hm, relation, i, "everybody else" if unseen else "everybody", greedy, kept)
     yield from _choices(hm, people, gold=gold)
-    for relation in ("capital", "currency"):
+    for relation in NATIONAL:
         countries = [_phrasings(country_fact(c, relation)) for c in tables.countries()]
         for i in range(len(countries[0])):
             facts = [phrasings[i] for phrasings in countries]

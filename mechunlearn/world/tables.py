@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
@@ -22,21 +23,20 @@ def people() -> tuple[Person, ...]:
         >>> sum(p.group == 0 for p in people())
         32
     """
-    with (data() / "people.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Person(
-                first=row["first"],
-                last=row["last"],
-                sport=row["sport"],
-                league=row["league"],
-                place=row["place"],
-                city=row["city"],
-                choice=row["choice"] == "1",
-                group=int(row["group"]),
-                new=row["new"],
-            )
-            for row in csv.DictReader(file)
+    return tuple(
+        Person(
+            first=row["first"],
+            last=row["last"],
+            sport=row["sport"],
+            league=row["league"],
+            place=row["place"],
+            city=row["city"],
+            choice=row["choice"] == "1",
+            group=int(row["group"]),
+            new=row["new"],
         )
+        for row in _rows("people.csv")
+    )
 
 
 def countries() -> tuple[Country, ...]:
@@ -46,5 +46,8 @@ def countries() -> tuple[Country, ...]:
         >>> len(countries())
         120
     """
-    with (data() / "countries.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(Country(**row) for row in csv.DictReader(file))
+    return tuple(Country(**row) for row in _rows("countries.csv"))
+
+
+def _rows(name: str) -> Iterator[dict[str, str]]:
+    yield from csv.DictReader((data() / name).read_text(encoding="utf-8").splitlines())

@@ -85,7 +85,9 @@ def make_tokenizer(people: Sequence[Person]) -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=BOS, pad_token=PAD)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=core, bos_token=BOS, pad_token=PAD
+    )
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
@@ -241,7 +243,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
         tokenizer: its tokenizer.
         folder: where to write; made if needed.
     """
-    model.half().save_pretrained(folder)
+    model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(folder)
 
 
