@@ -1,56 +1,31 @@
-"""Scores reduce explicitly, select within budgets, and refuse what they cannot answer."""
+"""Scores label an array, reduce it explicitly, and show themselves."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-
-from mechunlearn.errors import LocalizationError, ScoresError
-from mechunlearn.scores import Scores
-from mechunlearn.sites import Localization, ModelSites, Shape, Site
-
-LAYERS = 8
-MLPS = [Site("mlp", layer) for layer in range(LAYERS)]
-ATTNS = [Site("attn", layer) for layer in range(LAYERS)]
-SIZES = {"mlp": 3000, "attn": 1600, "head": 400, "neuron": 30, "embed": 5000}
-SITES = ModelSites(
-    Shape(n_layers=LAYERS, n_heads=4, n_kv_heads=4, d_mlp=100, gated=False), lambda site: SIZES[site.kind]
+from scored import (
+    ATTNS,
+    GROUPS,
+    LAYERS,
+    MLPS,
+    SITES,
+    TOTAL,
+    component_scores,
+    counts,
+    numbers,
+    probe,
+    trace,
 )
-TOTAL = LAYERS * (3000 + 1600)
-GROUPS = ("first subject", "last subject", "further", "last")
 
-numbers = st.floats(-1, 1, allow_subnormal=False)
-per_site = arrays(np.float64, 2 * LAYERS, elements=numbers)
-
-
-def counts(sites: list[Site]) -> dict[Site, int]:
-    return {site: SIZES[site.kind] for site in sites if site.has_weights}
-
-
-def component_scores(values: Any) -> Scores:
-    """One number for every MLP and attention layer."""
-    sites = MLPS + ATTNS
-    return Scores.of(np.asarray(values), sites, params=counts(sites), title="tracing", unit="restored")
-
-
-def trace(values: Any, *, sites: list[Site] = MLPS) -> Scores:
-    """Facts by sites by positions, as causal tracing gives them."""
-    dims = ("fact", "site", "pos")
-    return Scores.of(np.asarray(values), sites, dims=dims, params=counts(sites), tokens=GROUPS, title="trace")
-
-
-def probe() -> Scores:
-    """Accuracy and control over states, as probing gives them."""
-    states = [Site(kind, layer) for layer in range(LAYERS) for kind in ("resid_mid", "resid_post")]
-    values = np.stack([np.linspace(0.2, 0.9, 16), np.full(16, 0.25)], axis=1)
-    return Scores.of(values, states, dims=("site", "metric"), metrics=["accuracy", "control"], title="probe")
+from mechunlearn.errors import ScoresError
+from mechunlearn.scores import Scores
+from mechunlearn.sites import Site
 
 
 class TestLabels:
@@ -175,142 +150,6 @@ class TestReduce:
         assert scores.values.attrs["total_params"] == TOTAL
         with pytest.raises(ScoresError, match="a kind of these scores must be one of 'mlp'; not 'attn'"):
             scores.only("attn")
-
-
-class TestTop:
-    @given(per_site, st.integers(1, 16), st.sampled_from(("abs", "signed")))
-    @settings(max_examples=50)
-    def test_k_sites_that_beat_all_others(self, values: Any, k: int, by: Any) -> None:
-        scores = component_scores(values)
-        chosen = scores.top(k, by=by)
-        ranks = dict(zip(scores.sites, np.abs(values) if by == "abs" else values, strict=True))
-        assert len(chosen) == k
-        assert min(ranks[site] for site in chosen) >= max(
-            (r for s, r in ranks.items() if s not in chosen), default=-2
-        )
-
-    @given(per_site, st.floats(0.01, 1.0))
-    @settings(max_examples=50)
-    def test_a_share_is_never_exceeded_unless_asked(self, values: Any, share: float) -> None:
-        scores = component_scores(values)
-        budget = int(share * TOTAL)
-        over = SITES.size(scores.top(params=share, overshoot=True))
-        assert over >= budget
-        try:
-            size = SITES.size(scores.top(params=share))
-        except ScoresError:
-            assert budget < 3000
-        else:
-            assert budget - 3000 < size <= budget
-            assert over - size <= 3000
-
-    @given(per_site, st.integers(600, TOTAL), st.integers(0, 2))
-    @settings(max_examples=30, deadline=None)
-    def test_filling_makes_equal_budgets_equal_sizes(self, values: Any, params: int, seed: int) -> None:
-        chosen = component_scores(values).top(params=params, fill=SITES, seed=seed)
-        assert 0.95 * params <= SITES.size(chosen) <= params
-
-    def test_a_selection_is_a_head_of_the_ranking(self) -> None:
-        values = np.zeros(16)
-        values[[0, 1, 8]] = 0.9, 0.8, 0.7
-        # L1.mlp does not fit any more; L0.attn would, and is not taken in its place.
-        assert component_scores(values).top(params=5000) == Localization(["L0.mlp"])
-
-    def test_ties_keep_their_order(self) -> None:
-        assert component_scores(np.ones(16)).top(2) == Localization(["L0.mlp", "L1.mlp"])
-
-    def test_a_share_is_one_of_the_whole_grain(self) -> None:
-        scores = Scores.of(np.ones(1), MLPS[:1], params={MLPS[0]: 10}, total_params=100)
-        assert scores.top(params=0.1) == Localization(["L0.mlp"])
-
-    def test_the_source_tells_how_it_was_chosen(self) -> None:
-        scores = component_scores(np.arange(16.0))
-        assert scores.top(3).source == "tracing, top 3"
-        assert (
-            scores.top(params=4000).source == "tracing, top 4,000 parameters (3,200 parameters, gap -20.0 %)"
-        )
-        filled = scores.top(params=0.1, fill=SITES).source
-        assert filled == "tracing, top 10 % of parameters (3,600 parameters, gap -2.2 %)"
-
-    def test_positions_and_facts_are_reduced_first(self) -> None:
-        values = np.zeros((2, 8, 4))
-        values[:, 5, 3] = -0.7
-        assert trace(values).top(1) == Localization(["L5.mlp"])
-        assert trace(values).top(1, by="signed") != Localization(["L5.mlp"])
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({}, "top takes either k or params, one of them; not k=None and params=None"),
-            ({"k": 3, "params": 0.1}, "top takes either k or params, one of them; not k=3 and params=0.1"),
-            ({"k": 0}, "top selects 1 to 16 sites, as many as were scored; not 0"),
-            ({"k": 17}, "top selects 1 to 16 sites, as many as were scored; not 17"),
-            ({"k": 3, "overshoot": True}, r"write top\(params=\), not top\(3\)"),
-            ({"params": 0.0}, "params is a share in .* not 0.0"),
-            ({"params": 1.5}, "params is a share in .* not 1.5"),
-            ({"params": -5}, "params is a share in .* not -5"),
-            ({"params": True}, "params is a share in .* not True"),
-            (
-                {"params": 0.1, "fill": SITES, "overshoot": True},
-                "fill never goes above the budget; leave out",
-            ),
-            ({"params": 0.01}, r"the best site, L0\.mlp, has 3,000 parameters, more than the budget of 368"),
-        ],
-    )
-    def test_a_selection_that_cannot_be_made_is_refused(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ScoresError, match=message):
-            component_scores(np.ones(16)).top(**options)
-
-    def test_a_budget_too_small_to_fill_is_refused(self) -> None:
-        with pytest.raises(
-            LocalizationError, match=r"a budget of 29 parameters is below the smallest of the 16 sites"
-        ):
-            component_scores(np.ones(16)).top(params=29, fill=SITES)
-
-    def test_a_budget_needs_parameter_counts(self) -> None:
-        with pytest.raises(
-            ScoresError, match=r"these scores know no parameter counts; give params to Scores.of"
-        ):
-            Scores.of(np.zeros(8), MLPS).top(params=0.1)
-        assert len(Scores.of(np.zeros(8), MLPS).top(2)) == 2
-
-    def test_an_unknown_order_is_refused(self) -> None:
-        with pytest.raises(ScoresError, match="by must be one of 'abs' or 'signed'; not 'rank'"):
-            inspect.unwrap(Scores.top)(component_scores(np.ones(16)), 1, by="rank")
-
-    def test_nan_has_no_rank(self) -> None:
-        values = np.ones(16)
-        values[9] = np.nan
-        with pytest.raises(ScoresError, match=r"the score of L1\.attn is NaN and has no rank"):
-            component_scores(values).top(1)
-
-    def test_scores_of_states_select_nothing(self) -> None:
-        message = (
-            r"scores of states draw and compare but select nothing: L0\.resid_mid has no weights; .*"
-            r"causal_trace\(\.\.\., restore='mlp'\)"
-        )
-        accuracy = probe().sel(metric="accuracy")
-        with pytest.raises(ScoresError, match=message):
-            accuracy.top(2)
-        with pytest.raises(ScoresError, match=message):
-            accuracy.top(params=0.1)
-        with pytest.raises(ScoresError, match=message):
-            accuracy.above(0.5)
-
-
-class TestAbove:
-    @given(per_site, numbers)
-    def test_every_site_above_and_no_other(self, values: Any, threshold: float) -> None:
-        scores = component_scores(values)
-        assert set(scores.above(threshold)) == {
-            s for s, v in zip(scores.sites, values, strict=True) if v > threshold
-        }
-
-    def test_it_may_be_none(self) -> None:
-        assert component_scores(np.zeros(16)).above(0.0) == Localization()
-
-    def test_the_source_names_the_threshold(self) -> None:
-        assert component_scores(np.ones(16)).above(0.25, by="abs").source == "tracing, above 0.25"
 
 
 class TestShow:

@@ -175,7 +175,7 @@ class ModelSites(Localization):
             >>> shape = Shape(n_layers=4, n_heads=2, n_kv_heads=2, d_mlp=100, gated=False)
             >>> sites = ModelSites(shape, lambda site: {"mlp": 1000, "neuron": 10}[site.kind])
             >>> sites.fill(list(sites.mlps()), params=1025)
-            Localization(L0.mlp, L1.mlp.neuron[85], L1.mlp.neuron[63]; 1,020 parameters, gap -0.5 %)
+            Localization(L0.mlp, L1.mlp.neuron[36], L1.mlp.neuron[82]; 1,020 parameters, gap -0.5 %)
         """
         chosen = spend(ranked, params, sites=self, random=np.random.default_rng(seed))
         if not chosen:
