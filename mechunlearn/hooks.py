@@ -1,0 +1,250 @@
+"""Hooks as values: what to read or write, and where, as a plain tuple.
+
+A :class:`Hook` is ``(name, function)``, which is what TransformerLens takes as it is, so these mix with
+a user's own functions in one list. How every writing hook works:
+
+1. ``at`` is turned into a mask over batch and position: everything, one position, one position per row, or
+   the mask itself.
+2. A new tensor is made that takes the new value where the mask is true (with ``index``: for that head or
+   neuron alone) and the activation elsewhere. What flowed in is never written to, so a cache of it stays
+   what it was, and gradients flow through both parts.
+
+Composition is list order: a later hook at the same point sees what an earlier one returned. That a hook
+fired at all is checked by the model that runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechunlearn.errors import HookError, one_of
+
+At = int | Int[Tensor, "batch"] | Bool[Tensor, "batch pos"] | None
+"""Where to write: everywhere, one position, one position per row, or a mask."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Activations by name: a dictionary, or TransformerLens's ``ActivationCache``."""
+
+    def __getitem__(self, name: str, /) -> Tensor:
+        """The activation of that name."""
+
+
+class Hook(NamedTuple):
+    """A hook point's name and the function that runs there.
+
+    The function is called as ``fn(activation, hook=hook_point)`` and returns the new activation, or ``None``
+    to leave it alone.
+
+    Args:
+        name: a TransformerLens hook name, such as ``"blocks.3.hook_mlp_out"``.
+        fn: the function.
+
+    Example:
+        >>> name, fn = Hook("blocks.0.hook_mlp_out", lambda activation, hook: 2 * activation)
+        >>> name
+        'blocks.0.hook_mlp_out'
+    """
+
+    name: str
+    fn: Callable[..., Tensor | None]
+
+
+def cache(name: str, store: MutableMapping[str, Tensor]) -> Hook:
+    """Read an activation: a detached clone lands in ``store[name]``.
+
+    Args:
+        name: the hook point.
+        store: any mutable mapping; an earlier entry of that name is replaced.
+
+    Example:
+        >>> store: dict[str, Tensor] = {}
+        >>> _ = cache("hook_embed", store).fn(torch.ones(1, 2, 3))
+        >>> store["hook_embed"].shape
+        torch.Size([1, 2, 3])
+    """
+
+    def read(activation: Tensor, hook: Any = None) -> None:
+        store[name] = activation.detach().clone()
+
+    return Hook(name, read)
+
+
+def patch(
+    name: str,
+    source: Float[Tensor, "..."] | Store,
+    *,
+    at: At = None,
+    index: int | None = None,
+) -> Hook:
+    """Write an activation of another run in place of this one's.
+
+    Args:
+        name: the hook point.
+        source: an activation of the same shape (one row serves the whole batch), or a dictionary or cache
+            with an entry ``name``, looked up when the hook fires.
+        at: the positions to write.
+        index: one head or neuron, on the axis after the position.
+
+    Raises:
+        HookError: when it fires, if the source has no such entry or does not fit.
+
+    Example:
+        >>> hook = patch("hook_embed", torch.ones(1, 2, 3), at=-1)
+        >>> hook.fn(torch.zeros(1, 2, 3))[0, :, 0].tolist()
+        [0.0, 1.0]
+    """
+
+    def write(activation: Tensor, hook: Any = None) -> Tensor:
+        try:
+            value = source if isinstance(source, Tensor) else source[name]
+        except KeyError:
+            raise HookError(
+                f"patch of {name!r} found no entry of that name in its source; cache it first"
+            ) from None
+        fits = value.shape[1:] == activation.shape[1:] and value.shape[0] in (1, activation.shape[0])
+        if not fits:
+            raise HookError(
+                f"patch of {name!r} has shape {tuple(value.shape)}, but the activation is "
+                f"{tuple(activation.shape)}; pass one row, or a row per prompt, of the same length"
+            )
+        return torch.where(_region(name, activation, at, index), value.to(activation), activation)
+
+    return Hook(name, write)
+
+
+def noise(name: str, *, at: At = None, std: float, seed: int) -> Hook:
+    """Add Gaussian noise; the same seed adds the same noise to an activation of the same shape.
+
+    Args:
+        name: the hook point.
+        at: the positions to disturb.
+        std: the standard deviation, in the activation's own units.
+        seed: of a generator that belongs to this hook alone.
+
+    Example:
+        >>> hook = noise("hook_embed", at=0, std=1.0, seed=0)
+        >>> bool((hook.fn(torch.zeros(1, 2, 3)) == hook.fn(torch.zeros(1, 2, 3))).all())
+        True
+    """
+
+    def write(activation: Tensor, hook: Any = None) -> Tensor:
+        # Drawn on the CPU in float32, so the draw does not depend on the model's device or dtype.
+        drawn = torch.randn(activation.shape, generator=torch.Generator().manual_seed(seed))
+        noised = activation + std * drawn.to(activation)
+        return torch.where(_region(name, activation, at), noised, activation)
+
+    return Hook(name, write)
+
+
+def ablate(
+    name: str,
+    *,
+    to: Literal["zero", "mean"] | Float[Tensor, "..."] = "zero",
+    at: At = None,
+    index: int | None = None,
+) -> Hook:
+    """Take an activation out: write zero, its mean, or a given value.
+
+    Args:
+        name: the hook point.
+        to: ``"zero"``; ``"mean"``, over the rows and positions that are written; or a tensor that broadcasts
+            against what is written (with ``index``: against that head or neuron).
+        at: the positions to write.
+        index: one head or neuron, on the axis after the position.
+
+    Raises:
+        HookError: for another ``to``.
+
+    Example:
+        >>> ablate("blocks.0.attn.hook_z", index=1).fn(torch.ones(1, 1, 2, 2)).tolist()
+        [[[[1.0, 1.0], [0.0, 0.0]]]]
+    """
+    if isinstance(to, str) and to not in ("zero", "mean"):
+        raise HookError(one_of("to", to, ["zero", "mean"]) + ", or a tensor")
+
+    def write(activation: Tensor, hook: Any = None) -> Tensor:
+        region = _region(name, activation, at, index)
+        if isinstance(to, Tensor):
+            value = to.to(activation) if index is None else _placed(to.to(activation), activation, index)
+        elif to == "zero":
+            value = torch.zeros_like(activation)
+        else:
+            value = activation[_mask(name, activation, at)].mean(0)
+        return torch.where(region, value, activation)
+
+    return Hook(name, write)
+
+
+def steer(name: str, direction: Float[Tensor, "..."], *, scale: float = 1.0, at: At = None) -> Hook:
+    """Add a direction to an activation.
+
+    Args:
+        name: the hook point.
+        direction: broadcasts against the activation; usually ``[d_model]``.
+        scale: how much of it to add.
+        at: the positions to steer.
+
+    Example:
+        >>> steer("hook_embed", torch.tensor([1.0, 0.0]), scale=3.0).fn(torch.zeros(1, 1, 2)).tolist()
+        [[[3.0, 0.0]]]
+
+    Source: Turner et al. 2023, activation addition.
+    """
+
+    def write(activation: Tensor, hook: Any = None) -> Tensor:
+        steered = activation + scale * direction.to(activation)
+        return torch.where(_region(name, activation, at), steered, activation)
+
+    return Hook(name, write)
+
+
+def _mask(name: str, activation: Tensor, at: At) -> Bool[Tensor, "batch pos"]:
+    """Turn ``at`` into a mask over the activation's rows and positions."""
+    batch, pos = activation.shape[:2]
+    if isinstance(at, Tensor) and at.dtype == torch.bool:
+        if at.shape != (batch, pos):
+            raise HookError(
+                f"at= of the hook on {name!r} is a mask of shape {tuple(at.shape)}, but the activation has "
+                f"{batch} rows and {pos} positions"
+            )
+        return at.to(activation.device)
+    mask = torch.zeros(batch, pos, dtype=torch.bool, device=activation.device)
+    if at is None:
+        return ~mask
+    chosen = torch.as_tensor(at, device=activation.device).expand(batch) if isinstance(at, int) else at
+    if chosen.shape != (batch,) or bool(((chosen < -pos) | (chosen >= pos)).any()):
+        raise HookError(
+            f"at= of the hook on {name!r} is {chosen.tolist()}; expected one position, or one per row, "
+            f"for {batch} rows of {pos} positions"
+        )
+    mask[torch.arange(batch, device=mask.device), chosen.to(mask.device)] = True
+    return mask
+
+
+def _placed(value: Tensor, activation: Tensor, index: int) -> Tensor:
+    """Spread one head's or neuron's value over the whole axis, of which only that entry is then taken."""
+    one = activation[:, :, index]
+    return value.expand(one.shape).unsqueeze(2).expand(activation.shape)
+
+
+def _region(name: str, activation: Tensor, at: At, index: int | None = None) -> Bool[Tensor, "..."]:
+    """The mask of what is to be written, with as many axes as the activation."""
+    mask = _mask(name, activation, at)
+    mask = mask.reshape(mask.shape + (1,) * (activation.ndim - 2))
+    if index is not None:
+        if activation.ndim < 3 or not -activation.shape[2] <= index < activation.shape[2]:
+            raise HookError(
+                f"index= of the hook on {name!r} is {index}, but the activation's shape is "
+                f"{tuple(activation.shape)}; it selects on the axis after the position"
+            )
+        here = torch.zeros(activation.shape[2], dtype=torch.bool, device=activation.device)
+        here[index] = True
+        mask = mask & here.reshape((-1,) + (1,) * (activation.ndim - 3))
+    return mask

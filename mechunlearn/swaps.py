@@ -1,0 +1,183 @@
+"""The same prompt about another subject: the corrupted run of attribution and of swaps.
+
+1. For every fact, the other subjects of its relation are put in a seeded order: those with equally many
+   tokens first, and among them those with another answer.
+2. The first that leaves every token of the prompt where it was (same length, same subject positions) is
+   taken; the prompt is encoded to find out, since a tokenizer may cut a name differently in another prompt.
+3. A fact that finds nobody is left out; the result says how many are in.
+4. What the model prefers is measured on rows: one per fact and word, each word scored whole, in both prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechunlearn.encoding import Batch, Speaks, encode
+from mechunlearn.errors import FactError
+from mechunlearn.fact import Fact
+
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """Facts, each beside the same prompt about another subject of equally many tokens.
+
+    Args:
+        facts: those that found another subject.
+        swapped: their prompts with that subject; its answer is the other's own.
+        index: where each fact stood among those given.
+        note: how many found one, such as ``"31 of 32 facts"``; empty if all did.
+    """
+
+    facts: tuple[Fact, ...]
+    swapped: tuple[Fact, ...]
+    index: tuple[int, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Words scored in both prompts: one row per fact and word.
+
+    Args:
+        clean: the facts' own prompts, each with a word.
+        swapped: the prompts about the other subject, with the same word.
+        fact: the fact of each row.
+        weight: what the word's log-probability counts in the fact's metric (like `fact` on the CPU).
+    """
+
+    clean: Batch
+    swapped: Batch
+    fact: Int[Tensor, "row"]
+    weight: Float[Tensor, "row"]
+
+    def parts(self, size: int) -> Iterator[Rows]:
+        """Give the rows in parts, without columns of padding alone."""
+        for start in range(0, len(self.fact), size):
+            rows = slice(start, start + size)
+            clean, swapped = self.clean.rows(rows).trimmed(), self.swapped.rows(rows).trimmed()
+            yield Rows(clean, swapped, self.fact[rows], self.weight[rows])
+
+
+def swap_subjects(
+    hm: Speaks,
+    facts: Sequence[Fact],
+    *,
+    subjects: Sequence[Fact] | None = None,
+    other_answer: bool = False,
+    seed: int = 0,
+) -> Swaps:
+    """Find for every fact another subject that fits into its prompt token by token.
+
+    Args:
+        hm: gives the tokenizer.
+        facts: the facts.
+        subjects: facts whose subjects may be put in; None for `facts` themselves.
+        other_answer: leave out facts for which only subjects with the same answer fit.
+        seed: of the order in which subjects are tried.
+
+    Raises:
+        FactError: no fact finds another subject.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> swaps = mu.swaps.swap_subjects(hm, facts)
+        >>> swaps.facts[0].subject != swaps.swapped[0].subject
+        True
+    """
+    pool = list(facts if subjects is None else subjects)
+    own = encode(hm, facts, answer=None)
+    queues = _queues(facts, pool, own.subject.sum(1).tolist(), _lengths(hm, pool), other_answer, seed)
+    found: dict[int, Fact] = {}
+    for attempt in range(_TRIES):
+        open_ = [i for i, queue in enumerate(queues) if i not in found and attempt < len(queue)]
+        if not open_:
+            break
+        tried = [_about(facts[i], queues[i][attempt]) for i in open_]
+        batch = encode(hm, tried, answer=None)
+        for row, (i, fact) in enumerate(zip(open_, tried, strict=True)):
+            if _aligned(own, i, batch, row):
+                found[i] = fact
+    if not found:
+        raise FactError(
+            f"none of the {len(facts)} facts has another subject with equally many tokens"
+            f"{' and another answer' if other_answer else ''} among {len(pool)}; "
+            "give more facts of the same relation as `subjects=`"
+        )
+    index = tuple(sorted(found))
+    note = f"{len(index)} of {len(facts)} facts" if len(index) < len(facts) else ""
+    return Swaps(tuple(facts[i] for i in index), tuple(found[i] for i in index), index, note)
+
+
+def rows_of(hm: Speaks, swaps: Swaps, words: Sequence[Mapping[str, float]]) -> Rows:
+    """Lay out the rows that measure a metric: a weighted sum of whole words' log-probabilities per fact.
+
+    Args:
+        hm: gives the tokenizer and the device.
+        swaps: the facts and their swapped prompts.
+        words: for every fact, what each word's log-probability counts. With weights that sum to zero and
+            words of one token this is a difference of logits.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> swaps = mu.swaps.swap_subjects(hm, facts)
+        >>> rows = mu.swaps.rows_of(hm, swaps, [{fact.answer: 1.0} for fact in swaps.facts])
+        >>> rows.clean.tokens.shape == rows.swapped.tokens.shape
+        True
+    """
+    asked = [(i, word, weight) for i, each in enumerate(words) for word, weight in each.items()]
+    spoken = [word for _, word, _ in asked]
+    clean = encode(hm, [swaps.facts[i] for i, _, _ in asked], answer=spoken)
+    swapped = encode(hm, [swaps.swapped[i] for i, _, _ in asked], answer=spoken)
+    weight = torch.tensor([weight for _, _, weight in asked], dtype=torch.float64)
+    return Rows(clean, swapped, torch.tensor([i for i, _, _ in asked]), weight)
+
+
+def _lengths(hm: Speaks, pool: Sequence[Fact]) -> list[int]:
+    counts: list[int] = encode(hm, pool, answer=None).subject.sum(1).tolist()
+    return counts
+
+
+def _queues(
+    facts: Sequence[Fact],
+    pool: Sequence[Fact],
+    own: Sequence[int],
+    lengths: Sequence[int],
+    other_answer: bool,
+    seed: int,
+) -> list[list[Fact]]:
+    """The subjects to try for each fact, the likeliest to fit first."""
+    rng = random.Random(seed)
+    queues = []
+    for fact, length in zip(facts, own, strict=True):
+        order = rng.sample(range(len(pool)), len(pool))
+        order.sort(key=lambda j: (lengths[j] != length, pool[j].answer == fact.answer))
+        fits = [
+            pool[j]
+            for j in order
+            if pool[j].subject != fact.subject
+            and pool[j].relation == fact.relation
+            and not (other_answer and pool[j].answer == fact.answer)
+        ]
+        queues.append(fits[:_TRIES])
+    return queues
+
+
+def _about(fact: Fact, other: Fact) -> Fact:
+    start, stop = fact.subject_span
+    prompt = fact.prompt[:start] + other.subject + fact.prompt[stop:]
+    return Fact(prompt, other.subject, other.answer, relation=fact.relation)
+
+
+def _aligned(first: Batch, i: int, second: Batch, j: int) -> bool:
+    size = int(first.lengths[i])
+    return size == int(second.lengths[j]) and bool(
+        (first.subject[i, :size] == second.subject[j, :size]).all() and first.end[i] == second.end[j]
+    )

@@ -1,0 +1,152 @@
+"""Attribution against finite differences, TransformerLens, and a model whose mechanism is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import hf_model
+from planted import planted_facts, planted_model
+from tiny import tiny_facts, unchecked
+from torch import Tensor
+from transformer_lens.tools.analysis import attribution_patch
+
+from mechunlearn.attribution import attribution
+from mechunlearn.encoding import encode
+from mechunlearn.errors import FactError, ScoresError
+from mechunlearn.fact import Fact
+from mechunlearn.facts import Facts
+from mechunlearn.metrics import answer_logprob
+from mechunlearn.model import HookedModel
+from mechunlearn.sites import Localization, Site
+from mechunlearn.swaps import swap_subjects
+
+ONE_LETTER = Facts(
+    Fact(f"So {name} is in", name, answer, foil=foil)
+    for name, answer, foil in (("Bo", "a", "c"), ("Al", "c", "a"), ("Cyd", "a", "b"), ("Dot", "b", "a"))
+)
+
+
+class Moving:
+    """A word's log-probability when one component goes a step towards what it writes in the other prompt."""
+
+    def __init__(self, hm: HookedModel, fact: Fact, swapped: Fact, word: str, names: list[str]) -> None:
+        rows = [encode(hm, [one], answer=[word]) for one in (fact, swapped)]
+        clean, corrupt = (hm.run_with_cache(row.tokens, names_filter=names)[1] for row in rows)
+        self.hm, self.row = hm, rows[0]
+        self.away = {name: corrupt[name] - clean[name] for name in names}
+
+    def at(self, name: str, step: float) -> float:
+        hook = (name, lambda x, hook: x + step * self.away[name])
+        logits = self.hm.run_with_hooks(self.row.tokens, fwd_hooks=[hook])
+        return float(answer_logprob(logits, self.row.labels))
+
+
+@torch.no_grad()
+def test_it_is_the_slope_of_the_real_change_in_every_family(hm: HookedModel) -> None:
+    wide, facts = hm.to(torch.float64), [fact.replace(foil="c") for fact in tiny_facts()[:2]]
+    scores = attribution(wide, facts, progress=False)
+    swaps, step = swap_subjects(wide, facts), 1e-2
+    names = [wide.arch.hooks(site)[0].name for site in scores.sites]
+    own, foil = (Moving(wide, swaps.facts[0], swaps.swapped[0], w, names) for w in (facts[0].answer, "c"))
+    for place, name in enumerate(names):
+        rise = own.at(name, step) - own.at(name, -step) - foil.at(name, step) + foil.at(name, -step)
+        # Some families compute their norms in float32 whatever the model's precision.
+        assert float(scores.values[0, place]) == pytest.approx(rise / (2 * step), rel=2e-3, abs=2e-4)
+
+
+def test_it_equals_transformer_lens(tokenizer: Any) -> None:
+    wide = HookedModel.from_hf(hf_model("gpt2"), tokenizer).to(torch.float64)
+    scores = attribution(wide, ONE_LETTER, grain="head", progress=False)
+    swaps = swap_subjects(wide, ONE_LETTER)
+    for row, (fact, swapped) in enumerate(zip(swaps.facts, swaps.swapped, strict=True)):
+        # The space before an answer is a token of its own, and common to both words.
+        clean, corrupt = (encode(wide, [f], answer=["a"]).tokens[:, :-1] for f in (fact, swapped))
+        own, foil = (encode(wide, [fact], answer=[w]).tokens[0, -1] for w in (fact.answer, str(fact.foil)))
+
+        def metric(logits: Tensor, own: Tensor = own, foil: Tensor = foil) -> Tensor:
+            return logits[0, -1, own] - logits[0, -1, foil]
+
+        # TransformerLens takes its gradient on the run it calls corrupt; ours is the clean one.
+        theirs = attribution_patch(wide.bridge, corrupt, clean, metric)
+        expected = dict.fromkeys(scores.sites, 0.0)
+        for node, effect in theirs.node_scores.items():
+            if node.kind == "attn_head_out":
+                expected[Site("head", node.layer, node.head)] += float(effect)
+            elif node.kind == "mlp_out":
+                expected[Site("mlp", node.layer)] += float(effect)
+        np.testing.assert_allclose(scores.values[row], list(expected.values()), atol=1e-10)
+
+
+def test_a_planted_lookup_leads_the_mlps_and_its_carrier_the_attentions() -> None:
+    scores = attribution(planted_model(), planted_facts(), progress=False)
+    assert scores.only("mlp").top(1) == Localization(["L1.mlp"])
+    assert scores.only("attn").top(1) == Localization(["L2.attn"])
+    found = dict(zip(map(str, scores.sites), scores.reduce().values.values.tolist(), strict=True))
+    assert all(found[site] < -0.3 for site in ("L1.mlp", "L2.attn", "L3.mlp"))
+    assert all(abs(found[site]) < 1e-6 for site in ("L0.mlp", "L0.attn", "L1.attn", "L2.mlp", "L3.attn"))
+
+
+def test_it_needs_and_leaves_no_gradient_on_the_weights(llama: HookedModel) -> None:
+    before = llama.identity
+    first = attribution(llama, tiny_facts(), progress=False)
+    assert all(parameter.grad is None for parameter in llama.params.values()) and llama.identity == before
+    with torch.no_grad():
+        assert attribution(llama, tiny_facts(), progress=False) == first
+    frozen = llama.fork()
+    for parameter in frozen.hf.parameters():
+        parameter.requires_grad_(False)
+    assert attribution(frozen, tiny_facts(), progress=False) == first
+
+
+def test_batch_size_changes_nothing_and_the_seed_changes_the_partners(llama: HookedModel) -> None:
+    wide = llama.to(torch.float64)
+    facts = [fact.replace(foil="G") for fact in tiny_facts()[:4]]
+    more = Facts([*facts, *(Fact(f"So {n} is in", n, "a", foil="c") for n in ("Xy", "Zu", "Ww"))])
+    first = attribution(wide, more, progress=False)
+    again = attribution(wide, more, batch_size=3, progress=False)
+    np.testing.assert_allclose(again.values.values, first.values.values, atol=1e-12)
+    assert attribution(wide, more, seed=1, progress=False) != first
+
+
+def test_facts_without_a_partner_are_left_out_and_named(llama: HookedModel) -> None:
+    scores = attribution(llama, tiny_facts(), progress=False)
+    assert scores.values.sizes["fact"] == 6
+    assert scores.title == "Attribution patching, 6 of 7 facts"
+
+
+def test_no_partner_at_all_is_an_error(llama: HookedModel) -> None:
+    with pytest.raises(FactError, match="none of the 1 facts has another subject with equally many tokens"):
+        attribution(llama, tiny_facts()[:1], progress=False)
+
+
+def test_partners_may_come_from_other_facts(llama: HookedModel) -> None:
+    facts = tiny_facts()
+    assert attribution(llama, facts[:1], subjects=facts[1:], progress=False).values.sizes["fact"] == 1
+
+
+def test_a_fact_with_nothing_to_compare_is_an_error(llama: HookedModel) -> None:
+    bare = [Fact("So Al is in", "Al", "a"), Fact("So Bo is in", "Bo", "b")]
+    with pytest.raises(
+        FactError, match="has nothing to compare its answer 'a' with; give it `foil=`, `new=`"
+    ):
+        attribution(llama, bare, progress=False)
+
+
+def test_an_unknown_grain_is_an_error(llama: HookedModel) -> None:
+    unknown: Any = "neuron"
+    with (
+        unchecked(),
+        pytest.raises(ScoresError, match="grain must be one of 'component' or 'head'; not 'neuron'"),
+    ):
+        attribution(llama, tiny_facts(), grain=unknown, progress=False)
+
+
+def test_a_swapped_prompt_differs_in_the_subject_alone(llama: HookedModel) -> None:
+    swaps = swap_subjects(llama, tiny_facts(), other_answer=True, seed=3)
+    assert len(swaps.facts) == len(swaps.index) >= 4
+    for fact, other in zip(swaps.facts, swaps.swapped, strict=True):
+        assert fact.prompt.replace(fact.subject, other.subject) == other.prompt
+        assert fact.answer != other.answer and len(fact.subject) == len(other.subject)
