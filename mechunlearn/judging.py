@@ -1,0 +1,94 @@
+"""Judge an edit while it is trained, on validation phrasings alone, and remember the best step.
+
+1. The forget set's success and the retain set's accuracy are measured on a fork that shares every
+   untouched tensor with the model.
+2. The best step is the one of the highest ``Stop.value``, ties to the later one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mechunlearn.facts import Facts
+from mechunlearn.objectives import Objective
+from mechunlearn.recipes import Stop
+from mechunlearn.scoring import score
+from mechunlearn.trained import Trained
+
+if TYPE_CHECKING:
+    from mechunlearn.model import HookedModel
+
+
+@dataclass
+class Judge:
+    """Measures success and retention, and keeps the deltas of the best step.
+
+    Args:
+        stop: the criterion.
+        aim: the objective's, ``"new"`` or ``"forget"``.
+        forget: the validation questions of the forget set.
+        retain: those of the retain set; without any, retention counts as whole.
+        candidate: the fork that is scored.
+        trained: what is being trained.
+        best: the deltas of the best step so far.
+        step: that step; 0 before the first measurement.
+    """
+
+    stop: Stop
+    aim: str
+    forget: Facts
+    retain: Facts
+    candidate: HookedModel
+    trained: Trained
+    best: tuple[Tensor, ...] = ()
+    step: int = 0
+    _value: float = float("-inf")
+
+    @classmethod
+    def of(cls, hm: HookedModel, stop: Stop, objective: Objective, facts: Facts, trained: Trained) -> Judge:
+        """Make a judge for one run of training.
+
+        Args:
+            hm: the model, which is only read.
+            stop: the criterion.
+            objective: says what counts as success.
+            facts: their forget and retain sets are asked.
+            trained: what will be trained.
+        """
+        own = {name: hm.params[name].detach().clone() for name in trained.shapes}
+        forget, retain = _validation(facts.forget), _validation(facts.retain)
+        return cls(stop, objective.aim, forget, retain, hm.fork(own), trained)
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether a step is to be judged: every so many, and the last."""
+        return step % self.stop.every == 0 or step == last
+
+    @torch.no_grad()
+    def judge(self, step: int) -> dict[str, float]:
+        """Measure the deltas as they are, and keep them if they are the best so far.
+
+        Args:
+            step: its number.
+
+        Returns:
+            ``success`` and ``retention``, as shares.
+        """
+        for name, changed in self.trained.changed().items():
+            self.candidate.params[name].copy_(changed)
+        outcome = score(self.candidate, self.forget)
+        success = float((outcome.says_new if self.aim == "new" else ~outcome.correct).mean())
+        kept = float(score(self.candidate, self.retain).correct.mean()) if len(self.retain) else 1.0
+        value = self.stop.value(success, kept)
+        if value >= self._value:
+            self._value, self.best, self.step = value, self.trained.snapshot(), step
+        return {"success": success, "retention": kept}
+
+
+def _validation(facts: Facts) -> Facts:
+    """The validation phrasings; the training ones of facts that have no others."""
+    asked = [ask for fact in facts for ask in fact.phrasings("validation" if fact.validation else "train")]
+    return Facts([replace(ask, entailed=(), others=(), neighbours={}) for ask in asked])

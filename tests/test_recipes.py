@@ -1,0 +1,120 @@
+"""A recipe is a value: it checks itself, goes to JSON and back, and says when an edit is good enough."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small import unchecked
+
+from mechunlearn.errors import TrainingError
+from mechunlearn.objectives import Forget, GradientDifference, Inject, Read, Reading
+from mechunlearn.recipes import Recipe, Stop
+
+weights = st.floats(0, 10)
+shares = st.floats(0, 1)
+objectives = st.one_of(
+    st.builds(Inject, retain=weights, text=weights),
+    st.builds(Forget, retain=weights, text=weights),
+    st.builds(GradientDifference, forget=weights, retain=weights, text=weights),
+)
+stops = st.builds(Stop, goal=shares, keep=shares, every=st.integers(1, 100))
+recipes = st.builds(
+    Recipe,
+    objectives,
+    steps=st.integers(0, 1000),
+    lr=st.floats(1e-8, 10),
+    weight_decay=weights,
+    batch_size=st.integers(1, 100),
+    seed=st.integers(-5, 2**40),
+    stop=st.none() | stops,
+    optimizer=st.sampled_from(["AdamW", "SGD"]),
+)
+
+
+@given(recipes)
+def test_a_recipe_goes_to_json_and_back(recipe: Recipe) -> None:
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@dataclass(frozen=True)
+class OneOfTheirOwn:
+    """An objective of the user's."""
+
+    weight: complex = 1j
+    aim: ClassVar[Literal["new", "forget"]] = "forget"
+    reads: ClassVar[Mapping[str, Read]] = {}
+
+    def __call__(self, readings: Mapping[str, Reading]) -> dict[str, Any]:
+        return {}
+
+
+def test_a_users_objective_is_named_in_json_and_cannot_be_made_again() -> None:
+    recipe = Recipe(OneOfTheirOwn())
+    assert recipe.to_json()["objective"] == {"name": "OneOfTheirOwn(weight=1j)", "fields": None}
+    assert Recipe.from_json(recipe.to_json()) is None
+
+
+def test_an_objective_that_only_shares_a_name_is_not_taken_for_ours() -> None:
+    namesake = type("Inject", (OneOfTheirOwn,), {})()
+    assert Recipe.from_json(Recipe(namesake).to_json()) is None
+
+
+def test_the_summary_says_whether_training_may_end_early() -> None:
+    assert "up to 200 steps of AdamW at lr 0.001, seed 0" in Recipe(Inject()).summary
+    assert "), 9 steps of SGD at lr 0.5, seed 3" in Recipe(
+        Inject(), steps=9, lr=0.5, seed=3, stop=None, optimizer="SGD"
+    ).summary  # fmt: skip
+
+
+@given(stops, shares, shares, shares)
+def test_nothing_is_gained_beyond_the_goal_and_more_is_never_worse(
+    stop: Stop, success: float, retention: float, more: float
+) -> None:
+    value = stop.value(success, retention)
+    assert stop.value(max(success, more), retention) >= value <= stop.value(success, max(retention, more))
+    assert stop.reached(success, retention) == (success >= stop.goal and retention >= stop.keep)
+    if stop.reached(success, retention):
+        assert value == stop.goal + stop.keep >= stop.value(more, retention)
+
+
+def test_a_stop_by_default_asks_for_98_and_95_percent() -> None:
+    assert Stop().reached(0.98, 0.95)
+    assert not Stop().reached(0.97, 1.0) and not Stop().reached(1.0, 0.94)
+    assert Stop().value(0.5, 0.9) == pytest.approx(1.4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "steps is -1; give 0 or more"),
+        ({"batch_size": 0}, "batch_size is 0; give at least 1 example"),
+        ({"lr": 0.0}, "lr is 0.0; give a number above 0, such as 0.001"),
+        ({"lr": math.nan}, "lr is nan; give a number above 0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; give 0 or more"),
+        ({"objective": Inject}, r"objective is <class .*Inject'>; give .* such as objectives.Inject\(\)"),
+        ({"objective": "Inject"}, "objective is 'Inject'; give an objective such as"),
+    ],
+)  # fmt: skip
+def test_an_option_out_of_range_says_what_to_give(options: Mapping[str, Any], message: str) -> None:
+    with unchecked(), pytest.raises(TrainingError, match=message):
+        Recipe(**{"objective": Inject(), **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"goal": 98}, "goal is 98; give a share from 0 to 1"),
+        ({"keep": -0.5}, "keep is -0.5; give a share from 0 to 1"),
+        ({"every": 0}, "every is 0; give at least 1 step"),
+    ],
+)
+def test_a_stop_out_of_range_says_what_to_give(options: Mapping[str, Any], message: str) -> None:
+    with unchecked(), pytest.raises(TrainingError, match=message):
+        Stop(**options)
