@@ -1,0 +1,64 @@
+"""Look where a language model looks facts up, cut exactly there, and doubt the result.
+
+1. **Look**: localizers score sites of a :class:`HookedModel` for some :class:`Facts`.
+2. **Cut**: :func:`edit` changes weights inside a :class:`Localization` and nowhere else.
+3. **Doubt**: :func:`audit` attacks the edit and puts every number beside its controls.
+
+Verbs run models; methods on values never do. Importing changes nothing.
+"""
+
+from mechunlearn import attacks as attacks
+from mechunlearn import objectives as objectives
+from mechunlearn import world as world
+from mechunlearn.attribution import attribution as attribution
+from mechunlearn.audits import audit as audit
+from mechunlearn.editing import edit as edit
+from mechunlearn.edits import Edit as Edit
+from mechunlearn.facts import Fact as Fact
+from mechunlearn.facts import Facts as Facts
+from mechunlearn.hooks import Hook as Hook
+from mechunlearn.hooks import ablate as ablate
+from mechunlearn.hooks import cache as cache
+from mechunlearn.hooks import noise as noise
+from mechunlearn.hooks import patch as patch
+from mechunlearn.hooks import steer as steer
+from mechunlearn.lookup import fact_lookup as fact_lookup
+from mechunlearn.model import HookedModel as HookedModel
+from mechunlearn.probing import probe as probe
+from mechunlearn.recipes import Stop as Stop
+from mechunlearn.report import Report as Report
+from mechunlearn.scores import Scores as Scores
+from mechunlearn.scoring import score as score
+from mechunlearn.scoring import validate as validate
+from mechunlearn.sites import Localization as Localization
+from mechunlearn.sites import Site as Site
+from mechunlearn.tracing import causal_trace as causal_trace
+
+__all__ = [
+    "Edit",
+    "Fact",
+    "Facts",
+    "Hook",
+    "HookedModel",
+    "Localization",
+    "Report",
+    "Scores",
+    "Site",
+    "Stop",
+    "ablate",
+    "attacks",
+    "attribution",
+    "audit",
+    "cache",
+    "causal_trace",
+    "edit",
+    "fact_lookup",
+    "noise",
+    "objectives",
+    "patch",
+    "probe",
+    "score",
+    "steer",
+    "validate",
+    "world",
+]
