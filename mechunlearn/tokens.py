@@ -125,7 +125,7 @@ class Tokens:
         Example:
             >>> hm = mu.world.model()
             >>> hm.to_string(hm.to_tokens("Mary Lee", prepend_bos=False)[0])
-            'Mary Lee'
+            ' Mary Lee'
         """
         ids = torch.as_tensor(tokens)
         decode = self._tokenizer().decode
@@ -155,7 +155,7 @@ class Tokens:
 
         Example:
             >>> "".join(mu.world.model().to_str_tokens("Mary Lee", prepend_bos=False))
-            'Mary Lee'
+            ' Mary Lee'
         """
         if not isinstance(input, str | Tensor):
             return [self.to_str_tokens(text, prepend_bos=prepend_bos) for text in input]
@@ -214,8 +214,8 @@ class Tokens:
             Prompt and continuation: a string for a string, a list for strings, ids for ids.
 
         Example:
-            >>> mu.world.model().generate("Mary Lee plays the sport of", max_new_tokens=1)  # doctest: +SKIP
-            'Mary Lee plays the sport of tennis'
+            >>> mu.world.model().generate("Frank Kennedy plays the sport of", max_new_tokens=1)
+            ' Frank Kennedy plays the sport of hockey'
         """
         tokens, mask = self.encode(input, prepend_bos=prepend_bos, pad_left=True)
         eos = getattr(self.tokenizer, "eos_token_id", None) if stop_at_eos else None

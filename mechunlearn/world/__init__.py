@@ -12,7 +12,8 @@ and place of the 128 people in the four forget groups: what exact unlearning wou
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import as_file
 from typing import TYPE_CHECKING, Literal
@@ -57,8 +58,22 @@ def model(which: Literal["original", "gold"] = "original") -> HookedModel:
 
     if which not in ("original", "gold"):
         raise ModelError(one_of("which", which, ("original", "gold")))
-    with as_file(tables.data() / which) as folder:
+    with as_file(tables.data() / which) as folder, _quiet():
         return HookedModel.from_pretrained(folder, dtype=torch.float32, prepend_bos=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show no bar for a model that loads in a blink."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def facts(group: int = 0, *, retain_homes: bool = False) -> Facts:
