@@ -13,7 +13,8 @@ from mechunlearn import world as world
 from mechunlearn.attribution import attribution as attribution
 from mechunlearn.audits import audit as audit
 from mechunlearn.editing import edit as edit
-from mechunlearn.edits import Edit as Edit
+from mechunlearn.editing.edits import Edit as Edit
+from mechunlearn.editing.recipes import Stop as Stop
 from mechunlearn.facts import Fact as Fact
 from mechunlearn.facts import Facts as Facts
 from mechunlearn.hooks import Hook as Hook
@@ -25,7 +26,6 @@ from mechunlearn.hooks import steer as steer
 from mechunlearn.lookup import fact_lookup as fact_lookup
 from mechunlearn.model import HookedModel as HookedModel
 from mechunlearn.probing import probe as probe
-from mechunlearn.recipes import Stop as Stop
 from mechunlearn.report import Report as Report
 from mechunlearn.scores import Scores as Scores
 from mechunlearn.scoring import score as score

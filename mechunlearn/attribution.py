@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechunlearn.errors import FactError, ScoresError, one_of
-from mechunlearn.fact import Fact
+from mechunlearn.facts.fact import Fact
 from mechunlearn.hooks import Hook, cache
 from mechunlearn.metrics import answer_logprob
 from mechunlearn.model import HookedModel

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from mechunlearn.encoding import Batch
 from mechunlearn.errors import FactError, ScoresError, one_of
-from mechunlearn.fact import Fact
+from mechunlearn.facts.fact import Fact
 from mechunlearn.hooks import Hook, cache, patch
 from mechunlearn.metrics import answer_logprob
 from mechunlearn.model import HookedModel

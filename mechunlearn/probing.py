@@ -21,7 +21,7 @@ from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from mechunlearn.errors import FactError, ScoresError
-from mechunlearn.fact import Fact
+from mechunlearn.facts.fact import Fact
 from mechunlearn.model import HookedModel
 from mechunlearn.readers import (
     LayerProbe,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mechunlearn.encoding import encode
 from mechunlearn.errors import FactError, ScoresError, SiteError, one_of
-from mechunlearn.fact import Fact
+from mechunlearn.facts.fact import Fact
 from mechunlearn.hooks import Hook
 from mechunlearn.model import HookedModel
 from mechunlearn.sites import Site

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mechunlearn.encoding import Batch, Speaks, encode
 from mechunlearn.errors import FactError
-from mechunlearn.fact import Fact
+from mechunlearn.facts.fact import Fact
 
 _TRIES = 20
 

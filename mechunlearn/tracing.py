@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from mechunlearn.encoding import GROUPS, IGNORED, Batch, encode, token_groups
 from mechunlearn.errors import ScoresError, one_of
-from mechunlearn.fact import Fact
+from mechunlearn.facts.fact import Fact
 from mechunlearn.hooks import cache, patch
 from mechunlearn.metrics import answer_probability
 from mechunlearn.model import HookedModel

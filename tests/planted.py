@@ -15,8 +15,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
+from mechunlearn.facts.fact import Fact
 from mechunlearn.model import HookedModel
 
 ANSWERS = ("golf", "judo", "polo", "chess")

@@ -11,7 +11,7 @@ import torch
 
 from mechunlearn import objectives
 from mechunlearn.editing import edit
-from mechunlearn.edits import Delta, Edit
+from mechunlearn.editing.edits import Delta, Edit
 from mechunlearn.facts import Fact, Facts
 from mechunlearn.model import HookedModel
 from mechunlearn.sites import Localization

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechunlearn.arch import HookIndex, Slice
 from mechunlearn.errors import ModelError, SiteError
-from mechunlearn.families import family_of
 from mechunlearn.model import HookedModel
+from mechunlearn.model.arch import HookIndex, Slice
+from mechunlearn.model.families import family_of
 from mechunlearn.sites import Site
 
 parts = st.sets(st.integers(0, 4), min_size=1).map(lambda found: Slice("w", 1, tuple(sorted(found))))

@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import FACTS, FORGET, RETAIN, TEXT, unchecked, weights
 
-from mechunlearn import loading
 from mechunlearn.attacks import Attack, Context, Intervention, Relearn, WeightChange, halves
-from mechunlearn.edits import Edit
+from mechunlearn.editing.edits import Edit
 from mechunlearn.errors import FactError, TrainingError
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
-from mechunlearn.model import HookedModel
+from mechunlearn.facts.fact import Fact
+from mechunlearn.model import HookedModel, loading
 from mechunlearn.sites import Localization
 
 QUICK = Relearn(rank=2, steps=2, lr=0.05)

@@ -16,8 +16,8 @@ from transformer_lens.tools.analysis import attribution_patch
 from mechunlearn.attribution import attribution
 from mechunlearn.encoding import encode
 from mechunlearn.errors import FactError, ScoresError
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
+from mechunlearn.facts.fact import Fact
 from mechunlearn.metrics import answer_logprob
 from mechunlearn.model import HookedModel
 from mechunlearn.sites import Localization, Site

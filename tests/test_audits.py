@@ -11,17 +11,16 @@ import torch
 from small import fit, weights
 
 import mechunlearn as mu
-from mechunlearn import sections
-from mechunlearn.arch import Slice
 from mechunlearn.attacks import Context, Relearn
-from mechunlearn.audits import audit
-from mechunlearn.controls import refits
-from mechunlearn.edits import Delta, Edit
+from mechunlearn.audits import audit, sections
+from mechunlearn.audits.controls import refits
+from mechunlearn.audits.examining import Exam
+from mechunlearn.editing.edits import Delta, Edit
 from mechunlearn.errors import EditError, FactError, MechUnlearnError
-from mechunlearn.examining import Exam
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
+from mechunlearn.facts.fact import Fact
 from mechunlearn.model import HookedModel
+from mechunlearn.model.arch import Slice
 from mechunlearn.report import Report
 from mechunlearn.sites import Localization
 from mechunlearn.statistics import Interval

@@ -15,14 +15,14 @@ from small import FACTS, FORGET, RETAIN, fit, weights
 from torch import Tensor
 
 from mechunlearn.editing import edit
-from mechunlearn.edits import Edit
+from mechunlearn.editing.edits import Edit
+from mechunlearn.editing.recipes import Stop
+from mechunlearn.editing.trained import Trained
 from mechunlearn.errors import FactError, LocalizationError, SiteError, TrainingError
 from mechunlearn.facts import Fact, Facts
 from mechunlearn.model import HookedModel
 from mechunlearn.objectives import Forget, GradientDifference, Inject, Read, Reading
-from mechunlearn.recipes import Stop
 from mechunlearn.sites import Localization
-from mechunlearn.trained import Trained
 
 DECAY = [("AdamW", 0.5), ("SGD", 0.5), ("RMSprop", 0.0)]
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from small import fit, made, weights
 from torch import Tensor
 
-from mechunlearn.edits import Edit
+from mechunlearn.editing.edits import Edit
+from mechunlearn.editing.recipes import Recipe
 from mechunlearn.errors import EditError, LocalizationError
 from mechunlearn.model import HookedModel
 from mechunlearn.objectives import Inject
-from mechunlearn.recipes import Recipe
 from mechunlearn.sites import Localization
 
 TOKENS = torch.arange(2, 26).reshape(2, 12)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from small import bits, fit, made, weights
 
-from mechunlearn.arch import Slice
-from mechunlearn.edits import Delta, Edit
+from mechunlearn.editing.edits import Delta, Edit
+from mechunlearn.editing.recipes import Recipe, Stop
 from mechunlearn.errors import DataError
 from mechunlearn.model import HookedModel
+from mechunlearn.model.arch import Slice
 from mechunlearn.objectives import Inject
-from mechunlearn.recipes import Recipe, Stop
 from mechunlearn.sites import Localization
 
 

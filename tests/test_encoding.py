@@ -10,7 +10,7 @@ from speakers import TOKENIZERS, Speaker, byte_level, metaspace, words
 
 from mechunlearn.encoding import GROUPS, IGNORED, Batch, encode, encode_text, joined, token_groups
 from mechunlearn.errors import FactError
-from mechunlearn.fact import Fact
+from mechunlearn.facts.fact import Fact
 
 FACTS = (
     Fact("Mary Lee plays the sport of", "Mary Lee", "basketball", new="tennis"),

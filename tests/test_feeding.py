@@ -13,9 +13,9 @@ from conftest import LAYERS, VOCAB
 from small import FACTS, FORGET, RETAIN, TEXT
 from torch import Tensor
 
+from mechunlearn.editing.feeding import Feed
 from mechunlearn.errors import FactError, SiteError
 from mechunlearn.facts import Fact, Facts
-from mechunlearn.feeding import Feed
 from mechunlearn.model import HookedModel
 from mechunlearn.objectives import Read, Reading
 

@@ -13,11 +13,11 @@ from small import FACTS, FORGET, RETAIN, bits, fit, weights
 from torch import Tensor
 
 from mechunlearn.editing import refit
-from mechunlearn.edits import Edit
+from mechunlearn.editing.edits import Edit
+from mechunlearn.editing.recipes import Stop
 from mechunlearn.facts import Fact, Facts
 from mechunlearn.model import HookedModel
 from mechunlearn.objectives import Forget, Inject, Read, Reading
-from mechunlearn.recipes import Stop
 from mechunlearn.scoring import score
 
 

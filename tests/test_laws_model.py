@@ -111,6 +111,6 @@ def test_a_changed_model_is_saved_as_plain_hugging_face(
 
 
 def test_every_supported_family_is_under_these_laws() -> None:
-    from mechunlearn.families import FAMILIES as supported
+    from mechunlearn.model.families import FAMILIES as supported
 
     assert {type(hf_model(family)).__name__ for family in FAMILIES} == set(supported)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mechunlearn.encoding import encode
 from mechunlearn.errors import FactError, ScoresError
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
+from mechunlearn.facts.fact import Fact
 from mechunlearn.hooks import steer
 from mechunlearn.model import HookedModel
 from mechunlearn.probing import probe

@@ -26,10 +26,21 @@ def test_all_is_sorted_and_names_everything_that_is_imported_on_purpose() -> Non
 
 
 def test_the_public_names_are_these() -> None:
-    values = {"Edit", "Fact", "Facts", "Hook", "HookedModel", "Localization", "Report", "Scores", "Site", "Stop"}
+    values = {
+        "Edit",
+        "Fact",
+        "Facts",
+        "Hook",
+        "HookedModel",
+        "Localization",
+        "Report",
+        "Scores",
+        "Site",
+        "Stop",
+    }
     hooks = {"ablate", "cache", "noise", "patch", "steer"}
     verbs = {"attribution", "audit", "causal_trace", "edit", "fact_lookup", "probe", "score", "validate"}
-    assert set(mu.__all__) == values | hooks | verbs | {"attacks", "objectives", "world"}
+    assert set(mu.__all__) == values | hooks | verbs | {"Stop", "attacks", "objectives", "world"}
 
 
 def test_everything_public_is_documented_with_an_example_where_it_can_be_called() -> None:

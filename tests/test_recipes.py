@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import unchecked
 
+from mechunlearn.editing.recipes import Recipe, Stop
 from mechunlearn.errors import TrainingError
 from mechunlearn.objectives import Forget, GradientDifference, Inject, Read, Reading
-from mechunlearn.recipes import Recipe, Stop
 
 weights = st.floats(0, 10)
 shares = st.floats(0, 1)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechunlearn.estimates import Row, differences, estimates, interval, per_fact, with_controls
 from mechunlearn.report import Report
+from mechunlearn.report.estimates import Row, differences, estimates, interval, per_fact, with_controls
 from mechunlearn.statistics import bootstrap_interval, paired_difference
 
 FACTS = [f"fact {number}" for number in range(8)]

@@ -14,15 +14,15 @@ from jaxtyping import Float, Int
 from speakers import Speaker, byte_level, metaspace, tiny_llama, words
 from torch import Tensor
 
-from mechunlearn import passes
 from mechunlearn.encoding import IGNORED, encode, encode_text
 from mechunlearn.errors import FactError
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
+from mechunlearn.facts.fact import Fact
 from mechunlearn.scoring import (
     answer_logprobs,
     forward,
     option_logprobs,
+    passes,
     perplexity,
     score,
     validate,

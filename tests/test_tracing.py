@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mechunlearn.encoding import GROUPS, encode, token_groups
 from mechunlearn.errors import ScoresError
-from mechunlearn.fact import Fact
+from mechunlearn.facts.fact import Fact
 from mechunlearn.model import HookedModel
 from mechunlearn.sites import Localization
 from mechunlearn.tracing import causal_trace

@@ -28,21 +28,25 @@ def test_the_installed_wheel_runs_the_quick_demo_from_another_folder(tmp_path: P
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "mechunlearn", source / "mechunlearn", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "mechunlearn", source / "mechunlearn", ignore=shutil.ignore_patterns("__pycache__")
+    )
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
 
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    site = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+    )
     (site / "same_packages.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    where = run(python, "-c", "import mechunlearn; print(mechunlearn.__file__)", cwd=elsewhere)
-    assert str(site) in where
+    imported = run(python, "-c", "import mechunlearn; print(mechunlearn.__file__)", cwd=elsewhere)
+    assert str(site) in imported
     printed = run(tmp_path / "env" / "bin" / "mechunlearn", "demo", "--quick", cwd=elsewhere)
     report = Path(printed.strip().splitlines()[-1])
     assert report == elsewhere / "report.html"

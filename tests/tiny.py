@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import jaxtyping
 
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
+from mechunlearn.facts.fact import Fact
 
 PEOPLE = {"Bo": "a", "Al": "be", "Cyd": "a", "Dot": "be", "Evan": "c", "Fred": "a", "G": "c"}
 OPTIONS = ("a", "be", "c")

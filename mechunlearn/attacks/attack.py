@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from mechunlearn.attacks.intervention import Intervention
 from mechunlearn.errors import FactError, one_of
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
+from mechunlearn.facts.fact import Fact
 from mechunlearn.model import HookedModel
 
 Resource = Literal["forget", "retain", "text", "original"]

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from mechunlearn.edits import Edit
-from mechunlearn.fact import Fact
+from mechunlearn.editing.edits import Edit
+from mechunlearn.facts.fact import Fact
 from mechunlearn.model import HookedModel
 
 

@@ -22,15 +22,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn import loading, metrics
-from mechunlearn.arch import Slice
+from mechunlearn import metrics
 from mechunlearn.attacks.attack import Context, Resource
 from mechunlearn.attacks.intervention import WeightChange
-from mechunlearn.batch import IGNORED, Batch
-from mechunlearn.edits import Delta, Edit
+from mechunlearn.editing.edits import Delta, Edit
 from mechunlearn.encoding import encode
+from mechunlearn.encoding.batch import IGNORED, Batch
 from mechunlearn.errors import FactError, TrainingError
-from mechunlearn.model import HookedModel
+from mechunlearn.model import HookedModel, loading
+from mechunlearn.model.arch import Slice
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,15 @@ from typing import Literal
 
 from mechunlearn import world
 from mechunlearn.attacks import Relearn
+from mechunlearn.audits.examining import Exam
 from mechunlearn.demo.looking import Look, look
 from mechunlearn.editing import refit
-from mechunlearn.edits import Edit
-from mechunlearn.estimates import Row
-from mechunlearn.examining import Exam
+from mechunlearn.editing.edits import Edit
+from mechunlearn.editing.recipes import Recipe, Stop
 from mechunlearn.facts import Facts
 from mechunlearn.model import HookedModel
 from mechunlearn.objectives import Inject
-from mechunlearn.recipes import Recipe, Stop
+from mechunlearn.report.estimates import Row
 from mechunlearn.sites import Localization
 from mechunlearn.world.draw import GROUPS
 

@@ -11,7 +11,7 @@ from mechunlearn.demo.jobs import Done
 from mechunlearn.demo.looking import Look
 from mechunlearn.demo.table import COLUMNS, UNITS, mean
 from mechunlearn.report import Report
-from mechunlearn.report_html import page
+from mechunlearn.report.html import page
 from mechunlearn.sites import ModelSites
 
 if TYPE_CHECKING:

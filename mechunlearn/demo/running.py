@@ -20,8 +20,8 @@ from mechunlearn import world
 from mechunlearn.demo import page, table, words
 from mechunlearn.demo.jobs import RATES, STEPS, STOP, Done, Job, Pool, group_of
 from mechunlearn.demo.looking import EVERYTHING, LOOKUP, RANDOM, TRACED, Look, pairs
-from mechunlearn.estimates import CONTROL, EDITED, GOLD, UNTOUCHED
 from mechunlearn.report import Report
+from mechunlearn.report.estimates import CONTROL, EDITED, GOLD, UNTOUCHED
 from mechunlearn.sites import Localization, ModelSites
 
 if TYPE_CHECKING:

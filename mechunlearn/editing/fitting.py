@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mechunlearn.edits import Delta, Edit
+from mechunlearn.editing.edits import Delta, Edit
+from mechunlearn.editing.feeding import Feed
+from mechunlearn.editing.judging import Judge
+from mechunlearn.editing.recipes import Recipe, Stop
+from mechunlearn.editing.trained import Trained
 from mechunlearn.errors import LocalizationError, TrainingError, one_of
 from mechunlearn.facts import Facts
-from mechunlearn.feeding import Feed
-from mechunlearn.judging import Judge
 from mechunlearn.objectives.reading import Objective, Stateful, Terms
-from mechunlearn.recipes import Recipe, Stop
 from mechunlearn.sites import Localization
-from mechunlearn.trained import Trained
 
 if TYPE_CHECKING:
     from mechunlearn.model import HookedModel

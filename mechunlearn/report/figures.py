@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mechunlearn import viz
-from mechunlearn.estimates import CONTROLS, EDITED, GOLD, UNTOUCHED, Estimate
+from mechunlearn.report.estimates import CONTROLS, EDITED, GOLD, UNTOUCHED, Estimate
 from mechunlearn.viz.style import CURVES, GRID, escaped, finish
 
 if TYPE_CHECKING:

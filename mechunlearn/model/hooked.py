@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechunlearn import loading
-from mechunlearn.arch import Arch, HookIndex, Slice
-from mechunlearn.running import Runs
+from mechunlearn.model import loading
+from mechunlearn.model.arch import Arch, HookIndex, Slice
+from mechunlearn.model.running import Runs
+from mechunlearn.model.views import Views
 from mechunlearn.sites import ModelSites, Site
-from mechunlearn.views import Views
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mechunlearn.estimates import (
+from mechunlearn.report.estimates import (
     CONTROLS,
     EDITED,
     GOLD,

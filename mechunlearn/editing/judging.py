@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mechunlearn.editing.recipes import Stop
+from mechunlearn.editing.trained import Trained
 from mechunlearn.facts import Facts
 from mechunlearn.objectives import Objective
-from mechunlearn.recipes import Stop
 from mechunlearn.scoring import score
-from mechunlearn.trained import Trained
 
 if TYPE_CHECKING:
     from mechunlearn.model import HookedModel

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from jaxtyping import Int
 from torch import Tensor
 
-from mechunlearn.arch import Arch
 from mechunlearn.errors import HookError
-from mechunlearn.firing import Name, Pair, Requested, check_name, never_fired
-from mechunlearn.tokens import Tokens, Words
+from mechunlearn.model.arch import Arch
+from mechunlearn.model.firing import Name, Pair, Requested, check_name, never_fired
+from mechunlearn.model.tokens import Tokens, Words
 
 if TYPE_CHECKING:
     from transformer_lens import ActivationCache

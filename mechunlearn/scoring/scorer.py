@@ -22,22 +22,9 @@ from torch import Tensor
 from mechunlearn import metrics
 from mechunlearn.encoding import IGNORED, encode, encode_text
 from mechunlearn.errors import FactError
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
-from mechunlearn.passes import Runs, forward
-
-__all__ = [
-    "Dropped",
-    "Outcome",
-    "Runs",
-    "Validation",
-    "answer_logprobs",
-    "forward",
-    "option_logprobs",
-    "perplexity",
-    "score",
-    "validate",
-]
+from mechunlearn.facts.fact import Fact
+from mechunlearn.scoring.passes import Runs, forward
 
 
 @dataclass(frozen=True)

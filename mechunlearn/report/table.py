@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mechunlearn.estimates import CONTROLS, EDITED, GOLD, UNTOUCHED, Estimate
+from mechunlearn.report.estimates import CONTROLS, EDITED, GOLD, UNTOUCHED, Estimate
 
 CHANGE = f"{EDITED} − {UNTOUCHED}"
 COLUMNS = (EDITED, UNTOUCHED, GOLD, CONTROLS, CHANGE)

@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from mechunlearn import facts_io
 from mechunlearn.errors import FactError, one_of
-from mechunlearn.fact import SPLITS, Fact, Phrasing, Split
-
-__all__ = ["SPLITS", "Fact", "Facts", "Phrasing", "Split"]
+from mechunlearn.facts import files
+from mechunlearn.facts.fact import SPLITS, Fact, Split
 
 
 class Facts(Sequence[Fact]):
@@ -189,7 +187,7 @@ class Facts(Sequence[Fact]):
         cls, path: str | Path, *, columns: Mapping[str, str] | None = None, text: Sequence[str] = ()
     ) -> Facts:
         """Read facts from a CSV file with a header row; see `from_records`."""
-        return cls.from_records(facts_io.read_csv(path), columns=columns, text=text, name=Path(path).stem)
+        return cls.from_records(files.read_csv(path), columns=columns, text=text, name=Path(path).stem)
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, columns: Mapping[str, str] | None = None) -> Facts:
@@ -198,7 +196,7 @@ class Facts(Sequence[Fact]):
         Raises:
             DataError: the file is truncated, altered or of another format.
         """
-        header, records = facts_io.read_jsonl(path)
+        header, records = files.read_jsonl(path)
         name = header.get("name", Path(path).stem)
         return cls.from_records(records, columns=columns, text=header.get("text", ()), name=name)
 
@@ -218,7 +216,7 @@ class Facts(Sequence[Fact]):
     def to_jsonl(self, path: str | Path) -> None:
         """Write everything, nested facts and text included; `from_jsonl` gives an equal collection."""
         records = [fact.to_record() for fact in self._facts]
-        facts_io.write_jsonl(path, records, text=self._text, name=self._name)
+        files.write_jsonl(path, records, text=self._text, name=self._name)
 
     def _counts(self) -> str:
         counts = [f"{sum(f.split == split for f in self._facts)} {split}" for split in SPLITS]

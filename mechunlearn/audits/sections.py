@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mechunlearn.fact import Fact, Phrasing
 from mechunlearn.facts import Facts
+from mechunlearn.facts.fact import Fact, Phrasing
 
 PHRASINGS: Mapping[str, Phrasing] = {"train": "train", "validation": "validation", "held-out": "held_out"}
 CHOICE = "multiple choice"

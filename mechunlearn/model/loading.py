@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechunlearn.arch import Arch
 from mechunlearn.errors import EditError, ModelError
-from mechunlearn.families import family_of
+from mechunlearn.model.arch import Arch
+from mechunlearn.model.families import family_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

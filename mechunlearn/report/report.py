@@ -15,15 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechunlearn import report_figures, report_html, report_table
-from mechunlearn.estimates import Estimate, Row, estimates
-from mechunlearn.verdicts import Verdict, decide
+from mechunlearn.report import figures as report_figures
+from mechunlearn.report import html as report_html
+from mechunlearn.report import table as report_table
+from mechunlearn.report.estimates import Estimate, Row, estimates
+from mechunlearn.report.verdicts import Verdict, decide
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-__all__ = ["Estimate", "Report", "Row", "Verdict"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

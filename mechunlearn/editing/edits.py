@@ -1,10 +1,10 @@
 """An edit is a value: slice deltas in Hugging Face coordinates, with where they came from.
 
-1. A delta belongs to one :class:`~mechunlearn.arch.Slice` of one named parameter. What an edit does not
+1. A delta belongs to one :class:`~mechunlearn.model.arch.Slice` of one named parameter. What an edit does not
    list it cannot move.
 2. ``applied`` adds the deltas in place and puts the very bits back on leaving; ``apply`` makes a fork
    that shares every other tensor with the model.
-3. On disk an edit is ``delta.safetensors`` and ``edit.json``; see ``edits_io``.
+3. On disk an edit is ``delta.safetensors`` and ``edit.json``; see ``editing.files``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechunlearn import edits_io
-from mechunlearn.arch import Slice
+from mechunlearn.editing import files
+from mechunlearn.editing.recipes import Recipe
 from mechunlearn.errors import DataError, EditError
-from mechunlearn.recipes import Recipe
+from mechunlearn.model.arch import Slice
 from mechunlearn.scores import Scores
 from mechunlearn.sites import Localization
 
@@ -187,7 +187,7 @@ class Edit:
             "history": [dict(entry) for entry in self.history],
             "step": self.step,
         }
-        edits_io.write(folder, record, [delta.values for delta in self.deltas])
+        files.write(folder, record, [delta.values for delta in self.deltas])
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Edit:
@@ -199,12 +199,12 @@ class Edit:
         Raises:
             DataError: a file is missing, cut short, altered or of another kind.
         """
-        record, tensors = edits_io.read(folder)
+        record, tensors = files.read(folder)
         try:
             return cls._from_record(record, tensors)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(
-                f"{Path(folder) / edits_io.RECORD} is not a whole edit: {error!r}; save the edit again"
+                f"{Path(folder) / files.RECORD} is not a whole edit: {error!r}; save the edit again"
             ) from None
 
     @classmethod

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from mechunlearn.editing import refit
-from mechunlearn.edits import Edit
+from mechunlearn.editing.edits import Edit
 from mechunlearn.errors import LocalizationError, SiteError, TrainingError
 from mechunlearn.facts import Facts
 from mechunlearn.model import HookedModel

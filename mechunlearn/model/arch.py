@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechunlearn.errors import ModelError, SiteError
-from mechunlearn.families import HOOKS, Family, family_of
+from mechunlearn.model.families import HOOKS, Family, family_of
 from mechunlearn.sites import Shape, Site
 
 

@@ -10,9 +10,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mechunlearn import report_table
-from mechunlearn.estimates import Estimate
-from mechunlearn.verdicts import Verdict
+from mechunlearn.report import table as report_table
+from mechunlearn.report.estimates import Estimate
+from mechunlearn.report.verdicts import Verdict
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

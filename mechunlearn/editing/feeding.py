@@ -25,7 +25,7 @@ from torch import Tensor
 from mechunlearn.encoding import IGNORED, Batch, encode, encode_text
 from mechunlearn.errors import FactError, SiteError
 from mechunlearn.facts import Facts
-from mechunlearn.families import family_of
+from mechunlearn.model.families import family_of
 from mechunlearn.objectives.reading import Read, Reading
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from mechunlearn import facts_io
 from mechunlearn.errors import FactError, one_of
+from mechunlearn.facts import files
 
 Split = Literal["forget", "retain", "test"]
 Phrasing = Literal["train", "validation", "held_out"]
@@ -220,14 +220,14 @@ class Fact:
     @classmethod
     def from_record(cls, record: Mapping[str, Any], *, columns: Mapping[str, str] | None = None) -> Fact:
         """Make a fact of a dictionary; see `Facts.from_records`."""
-        values = facts_io.renamed(record, columns, fields=FIELDS)
+        values = files.renamed(record, columns, fields=FIELDS)
         for name, cell in values.items():
             if name in _TEXTS:
-                values[name] = tuple(str(text) for text in facts_io.several(cell))
+                values[name] = tuple(str(text) for text in files.several(cell))
             elif name in _FACTS:
-                values[name] = _nested(facts_io.several(cell))
+                values[name] = _nested(files.several(cell))
             elif name == "neighbours":
-                kinds = facts_io.parsed(cell) if isinstance(cell, str) else cell
+                kinds = files.parsed(cell) if isinstance(cell, str) else cell
                 values[name] = {kind: _nested(facts) for kind, facts in kinds.items()}
             else:
                 values[name] = str(cell)

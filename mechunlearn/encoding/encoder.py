@@ -17,11 +17,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from mechunlearn.batch import GROUPS, IGNORED, Batch, token_groups
+from mechunlearn.encoding.batch import IGNORED, Batch
 from mechunlearn.errors import FactError, one_of
-from mechunlearn.fact import Fact
-
-__all__ = ["GROUPS", "IGNORED", "Batch", "Speaks", "encode", "encode_text", "joined", "token_groups"]
+from mechunlearn.facts.fact import Fact
 
 
 @runtime_checkable

@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from tqdm.auto import tqdm
 
 from mechunlearn.attacks import Attack, Relearn
-from mechunlearn.controls import refits
-from mechunlearn.edits import Edit
+from mechunlearn.audits.controls import refits
+from mechunlearn.audits.examining import Exam
+from mechunlearn.editing.edits import Edit
 from mechunlearn.errors import MechUnlearnError
-from mechunlearn.estimates import CONTROL, EDITED, GOLD, UNTOUCHED, Row
-from mechunlearn.examining import Exam
 from mechunlearn.facts import Facts
 from mechunlearn.model import HookedModel
 from mechunlearn.report import Report
+from mechunlearn.report.estimates import CONTROL, EDITED, GOLD, UNTOUCHED, Row
 
 
 def audit(

@@ -15,16 +15,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mechunlearn import sections
 from mechunlearn.attacks import Attack, Context, halves
+from mechunlearn.audits import sections
+from mechunlearn.audits.sections import Question, Reader
 from mechunlearn.errors import FactError, MechUnlearnError
-from mechunlearn.estimates import Row
-from mechunlearn.fact import Fact
 from mechunlearn.facts import Facts
+from mechunlearn.facts.fact import Fact
 from mechunlearn.model import HookedModel
 from mechunlearn.readers import fit_probes, probe_sites, states_at
+from mechunlearn.report.estimates import Row
 from mechunlearn.scoring import perplexity, score
-from mechunlearn.sections import Question, Reader
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mechunlearn.arch import Slice
+from mechunlearn.model.arch import Slice
 from mechunlearn.sites import Localization
 
 if TYPE_CHECKING:
