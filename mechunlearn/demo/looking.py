@@ -1,10 +1,11 @@
-"""The demo's first step: look, and turn three readings into localizations of equal size.
+"""The demo's first step: look, and turn three localizers into localizations of equal size.
 
 1. Fact lookup credits MLPs by its own rule; how many it credits fixes the budget of parameters.
 2. Causal tracing and attribution patching rank all components, and once more MLPs alone; each spends the
    same budget, a component that no longer fits being filled with its heads or neurons.
 3. Random MLPs outside the lookup are the control of equal size.
-4. For scale: all MLPs, the attention of the same layers as the lookup, and everything.
+4. Mean-ablating MLPs on the subject is a third reading of where facts are looked up; it chooses nothing.
+5. For scale: all MLPs, the attention of the same layers as the lookup, and everything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mechunlearn.attribution import attribution
+from mechunlearn.demo.readings import ablation
 from mechunlearn.errors import ScoresError
 from mechunlearn.facts import Facts
 from mechunlearn.lookup import fact_lookup
@@ -35,6 +37,7 @@ class Look:
     lookup: Scores
     trace: Scores
     attribution: Scores
+    ablation: Scores
     localizations: Mapping[str, Localization]
 
 
@@ -61,7 +64,7 @@ def look(hm: HookedModel, facts: Facts, *, seed: int, progress: bool = False) ->
             "lower min_gain or min_effect, or look at its evidence"
         )
     places = _equal(found, trace, gradient, hm.sites, seed) | _scale(found, hm.sites)
-    return Look(lookup, trace, gradient, places)
+    return Look(lookup, trace, gradient, ablation(hm, facts.forget), places)
 
 
 def _equal(

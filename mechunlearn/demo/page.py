@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mechunlearn import viz
 from mechunlearn.demo.jobs import Done
 from mechunlearn.demo.looking import Look
+from mechunlearn.demo.readings import side_by_side
 from mechunlearn.demo.table import COLUMNS, UNITS, mean
 from mechunlearn.report import Report
 from mechunlearn.report.html import page
@@ -44,32 +45,51 @@ def figures(
     drawn = {
         "fact lookup": first.lookup.heatmap(),
         "probe": first.lookup.evidence["probe"].curves(),
+        "readings": side_by_side(first.lookup, first.ablation),
         "causal tracing": first.trace.heatmap(),
         "attribution patching": first.attribution.heatmap(),
         "localizations": sites.compare(first.localizations),
     }
     if profile:
-        drawn["depth profile"] = depth_profile(profile)
+        drawn["depth profile"] = depth_profile(profile, first)
     return drawn
 
 
-def depth_profile(profile: Mapping[str, Sequence[Done]]) -> go.Figure:
-    """The same edit at every pair of neighbouring MLPs, by depth.
+def depth_profile(profile: Mapping[str, Sequence[Done]], seen: Look) -> go.Figure:
+    """The same edit at every pair of neighbouring MLPs, by depth, under what the localizers saw there.
 
     Args:
         profile: the jobs, by pair.
+        seen: the look that the first draw's edits came from.
     """
+    import numpy as np
+
     found = {name: [mean(done, COLUMNS[name]) for done in profile.values()] for name in PROFILE}
     titles = {name: COLUMNS[name].title for name in PROFILE}
-    return viz.lines(
+    readings = {
+        "attribution patching": seen.attribution.only("mlp"),
+        "causal tracing": seen.trace.only("mlp"),
+        "fact lookup": seen.lookup,
+    }
+    heights = np.array([np.abs(scores.reduce().values.values) for scores in readings.values()])
+    above = viz.heatmap(
+        heights / heights.max(axis=1, keepdims=True),
+        rows=list(readings),
+        cols=[f"MLP {layer}" for layer in range(heights.shape[1])],
+        title="What each localizer credits MLPs with",
+        unit="share of its highest",
+    )
+    below = viz.lines(
         {titles[name]: [cell.mean for cell in cells] for name, cells in found.items()},
-        x=list(profile),
+        x=[f"{pair}" for pair in profile],
+        at=[float(pair.split("+")[0]) + 0.5 for pair in profile],
         bands={
             titles[name]: ([c.low for c in cells], [c.high for c in cells]) for name, cells in found.items()
         },
-        title="The same edit at two neighbouring MLPs, by depth",
+        title="The same edit at two neighbouring MLPs",
         unit="share of people",
     )
+    return viz.stack([above, below])
 
 
 def table_html(lines: Mapping[str, Sequence[Done]]) -> str:
@@ -78,10 +98,10 @@ def table_html(lines: Mapping[str, Sequence[Done]]) -> str:
     Args:
         lines: the jobs of each line.
     """
-    head = ["edited at", "parameters", *(COLUMNS[unit].title for unit in UNITS)]
+    head = ["edited at", "parameters", "lr", "steps", *(COLUMNS[unit].title for unit in UNITS)]
     rows = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
     for name, done in lines.items():
-        cells = [name, size_of(done), *(str(mean(done, COLUMNS[unit])) for unit in UNITS)]
+        cells = [name, size_of(done), *fitted(done), *(str(mean(done, COLUMNS[unit])) for unit in UNITS)]
         rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
     inner = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="audit"><table>{inner}</table></div>'
@@ -91,6 +111,12 @@ def size_of(done: Sequence[Done]) -> str:
     """How many parameters a line's edits could change, in thousands."""
     sizes = sorted({round(each.size / 1000) for each in done})
     return " / ".join(f"{size} k" if size else "–" for size in sizes)
+
+
+def fitted(done: Sequence[Done]) -> tuple[str, str]:
+    """Learning rate and steps of a line's edits, draw by draw."""
+    edited = [each for each in done if each.size]
+    return " / ".join(f"{each.lr:g}" for each in edited), " / ".join(str(each.steps) for each in edited)
 
 
 def write(
@@ -112,7 +138,8 @@ def write(
     verdict = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in said)
     blocks: list[str | go.Figure] = [INTRODUCTION, "<h2>What was found</h2>", f"<ul>{verdict}</ul>"]
     blocks += ["<h2>Every row</h2>", table_html(lines)]
-    blocks += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
+    how, *places = (f'<p class="note">{html.escape(note)}</p>' for note in notes)
+    blocks += [how, f"<details><summary>Where every edit was made</summary>{''.join(places)}</details>"]
     blocks += ["<h2>Where it looks facts up</h2>", *drawn.values()]
     blocks += ["<h2>The lookup edit, audited</h2>", audit._repr_html_(), *audit.figures.values()]
     return page("mechunlearn: look, cut, doubt", blocks)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 QUICK_ROWS = (LOOKUP, TRACED[0], RANDOM, EVERYTHING)
-QUICK_PAIRS = ("0+1", "3+4", "6+7")
+QUICK_PAIRS = ("0+1", "6+7")
 PAIR = "MLPs "
 CONTROLS = 3
 
