@@ -14,6 +14,7 @@ from mechunlearn.demo.table import COLUMNS, UNITS, mean
 from mechunlearn.report import Report
 from mechunlearn.report.html import page
 from mechunlearn.sites import ModelSites
+from mechunlearn.statistics import Interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -99,12 +100,19 @@ def table_html(lines: Mapping[str, Sequence[Done]]) -> str:
         lines: the jobs of each line.
     """
     head = ["edited at", "parameters", "lr", "steps", *(COLUMNS[unit].title for unit in UNITS)]
-    rows = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
+    rows = ["".join(f'<th style="white-space: normal">{html.escape(cell)}</th>' for cell in head)]
     for name, done in lines.items():
-        cells = [name, size_of(done), *fitted(done), *(str(mean(done, COLUMNS[unit])) for unit in UNITS)]
-        rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+        cells = [html.escape(cell) for cell in (name, size_of(done), *fitted(done))]
+        cells += [_cell(mean(done, COLUMNS[unit])) for unit in UNITS]
+        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
     inner = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="audit"><table>{inner}</table></div>'
+
+
+def _cell(found: Interval) -> str:
+    """The mean, and below it the interval, so that the table stays narrow."""
+    value, _, bounds = html.escape(str(found)).partition(" ")
+    return f"{value}<br><small>{bounds}</small>"
 
 
 def size_of(done: Sequence[Done]) -> str:

@@ -28,7 +28,7 @@ from mechunlearn.editing.feeding import Feed
 from mechunlearn.editing.judging import Judge
 from mechunlearn.editing.recipes import Recipe, Stop
 from mechunlearn.editing.trained import Trained
-from mechunlearn.errors import LocalizationError, TrainingError, one_of
+from mechunlearn.errors import FactError, LocalizationError, TrainingError, one_of
 from mechunlearn.facts import Facts
 from mechunlearn.objectives.reading import Objective, Stateful, Terms
 from mechunlearn.sites import Localization
@@ -122,6 +122,13 @@ def refit(
         FactError: a set that the objective reads is empty, or a fact has no new answer.
         TrainingError: an option is out of range, or the loss is not finite, or diverges.
     """
+    if not isinstance(localization, Localization):
+        raise LocalizationError(
+            f"the localization is {localization!r}; give sites as a Localization, such as hm.sites.mlps() or "
+            'Localization(["L3.mlp"])'
+        )
+    if not isinstance(facts, Facts):
+        raise FactError(f"the facts are a {type(facts).__name__}; give them as Facts, as in Facts([...])")
     if not len(localization):
         raise LocalizationError(
             "the localization is empty, so there is nothing to train; "

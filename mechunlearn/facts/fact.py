@@ -227,8 +227,7 @@ class Fact:
             elif name in _FACTS:
                 values[name] = _nested(files.several(cell))
             elif name == "neighbours":
-                kinds = files.parsed(cell) if isinstance(cell, str) else cell
-                values[name] = {kind: _nested(facts) for kind, facts in kinds.items()}
+                values[name] = _neighbours(files.parsed(cell) if isinstance(cell, str) else cell)
             else:
                 values[name] = str(cell)
         return cls(**values)
@@ -243,5 +242,18 @@ def _letters(template: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_LETTER.findall(template)))
 
 
-def _nested(facts: Iterable[Fact | Mapping[str, Any]]) -> tuple[Fact, ...]:
-    return tuple(fact if isinstance(fact, Fact) else Fact.from_record(fact) for fact in facts)
+def _nested(facts: Iterable[object]) -> tuple[Fact, ...]:
+    return tuple(fact if isinstance(fact, Fact) else Fact.from_record(_mapping(fact)) for fact in facts)
+
+
+def _neighbours(kinds: object) -> dict[str, tuple[Fact, ...]]:
+    likenesses = _mapping(kinds, '{"same sport": [...]}')
+    return {kind: _nested(files.several(facts)) for kind, facts in likenesses.items()}
+
+
+def _mapping(
+    cell: object, expected: str = '{"prompt": ..., "subject": ..., "answer": ...}'
+) -> Mapping[str, Any]:
+    if not isinstance(cell, Mapping):
+        raise FactError(f"{cell!r} stands where facts are nested; write them as {expected}")
+    return cell

@@ -11,6 +11,7 @@ A record is a plain dictionary. What is read goes through three steps:
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -112,10 +113,9 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
     """Read a CSV file with a header row (UTF-8, with or without a byte-order mark).
 
     Raises:
-        DataError: a row has more cells than the header has columns.
+        DataError: the file is not UTF-8 text, or a row has more cells than the header has columns.
     """
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(_text(path), newline="")))
     for number, row in enumerate(rows, start=1):
         if None in row:
             raise DataError(
@@ -132,11 +132,13 @@ def read_jsonl(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         The header (empty if there is none), and the records.
 
     Raises:
-        DataError: a line is not a JSON object, the file is of another format, or it is cut short.
+        DataError: a line is not a JSON object, the file is of another format, or it is empty or cut short.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    lines = _text(path).split("\n")
     rows = [_object(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not rows or "format" not in rows[0]:
+    if not rows:
+        raise DataError(f"{path} is empty, expected a fact a line; write it again with Facts.to_jsonl")
+    if "format" not in rows[0]:
         return {}, rows
     header, rows = rows[0], rows[1:]
     if header["format"] != FORMAT:
@@ -144,6 +146,12 @@ def read_jsonl(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if header.get("facts", len(rows)) != len(rows):
         raise DataError(
             f"{path} announces {header['facts']} facts and holds {len(rows)}: it is cut short or altered; "
+            "write it again with Facts.to_jsonl"
+        )
+    text = header.get("text", [])
+    if not isinstance(text, list) or not all(isinstance(sentence, str) for sentence in text):
+        raise DataError(
+            f"{path}: the text of its header is {str(text)[:60]!r}, expected a list of strings; "
             "write it again with Facts.to_jsonl"
         )
     return header, rows
@@ -159,6 +167,13 @@ def write_jsonl(
     draft = target.with_name(target.name + ".part")
     draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     draft.replace(target)
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}); save it again as UTF-8") from None
 
 
 def _object(line: str, path: str | Path, number: int) -> dict[str, Any]:

@@ -103,12 +103,12 @@ class HookedModel(Runs, Views):
             prepend_bos: whether strings get a BOS token in front; None for the family's habit.
 
         Raises:
-            ModelError: if the family is not supported; the message lists those that are.
+            ModelError: if it is no such model, or its family is not supported; lists those that are.
 
         Example:
             >>> hm = mu.HookedModel.from_hf(mu.world.model().hf)
         """
-        loading.refuse_quantized(model.config)
+        loading.require_plain(model)
         architecture = type(model).__name__
         arch = Arch.of(architecture, model.config, dict(model.named_parameters()))
         has_bos = getattr(tokenizer, "bos_token_id", None) is not None

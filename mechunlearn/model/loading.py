@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ def load(
     Raises:
         ModelError: if there is no such model, its family is not supported, or its files are damaged.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -56,7 +58,8 @@ def load(
     if dtype is not None:
         hf_kwargs["dtype"] = dtype
     try:
-        config = hf_kwargs.pop("config", None) or AutoConfig.from_pretrained(source, **chosen)
+        given = hf_kwargs.pop("config", None)
+        config = given or AutoConfig.from_pretrained(source, **chosen)
         family_of(architecture_of(config))
         reader: Any = AutoModelForCausalLM
         model, report = reader.from_pretrained(
@@ -64,13 +67,26 @@ def load(
         )
     except ModelError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(
             f"{source!r} cannot be loaded ({type(error).__name__}: {_first_line(error)}). Its files may be "
             "truncated or altered, or the name is wrong or not reachable: save or download it again."
         ) from error
     _require_filled(report, source)
+    if given is None:
+        _require_all_used(report, source, config.num_hidden_layers)
     return model, _load_tokenizer(source, chosen)
+
+
+def _require_all_used(report: Mapping[str, Any], source: str, layers: int) -> None:
+    """Refuse whole blocks of weights for which the configuration has no place."""
+    numbers = {key: re.search(r"(?:^|\.)(\d+)\.", key) for key in sorted(report.get("unexpected_keys", ()))}
+    beyond = [key for key, found in numbers.items() if found and int(found[1]) >= layers]
+    if beyond:
+        raise ModelError(
+            f"{source!r} holds weights such as {beyond[0]!r}, but its config.json says {layers} layers. One of "
+            "the files was altered: save or download the model again."
+        )
 
 
 def _require_filled(report: Mapping[str, Any], source: str) -> None:
@@ -126,6 +142,21 @@ def architecture_of(config: Any) -> str:
     refuse_quantized(config)
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     return str(known or (config.architectures or [config.model_type])[0])
+
+
+def require_plain(model: Any) -> None:
+    """Refuse what is not an unquantized Hugging Face model in memory.
+
+    Raises:
+        ModelError: naming the remedy.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        given = repr(model) if isinstance(model, str | Path) else f"a {type(model).__name__}"
+        raise ModelError(
+            f"from_hf wraps a Hugging Face model in memory, such as a LlamaForCausalLM; not {given}. "
+            "Names and folders go to HookedModel.from_pretrained."
+        )
+    refuse_quantized(model.config)
 
 
 def refuse_quantized(config: Any) -> None:

@@ -140,6 +140,8 @@ class ModelSites(Localization):
             SiteError: for the first it does not have; says which there are.
         """
         for site in sites:
+            if not isinstance(site, Site):
+                raise SiteError(f"{site!r} is no Site; write Localization([{str(site)!r}]) or Site.parse")
             if problem := self.shape.problem(site):
                 raise SiteError(f"{site} is not a site of this model: {problem}; choose from hm.sites")
 
@@ -149,8 +151,9 @@ class ModelSites(Localization):
         Raises:
             SiteError: if a site is not of this model.
         """
-        given = [site for site in sites if site.has_weights]
+        given = list(sites)
         self.check(given)
+        given = [site for site in given if site.has_weights]
         # Heads and neurons of a layer are alike, and there are thousands: count one of each.
         alike = Counter((site.kind, site.layer, site.part) for site in given)
         example = {(site.kind, site.layer, site.part): site for site in given}
