@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mechunlearn.errors import MechUnlearnError
+from mechunlearn.errors import MechUnlearnError, ScoresError
 
 if TYPE_CHECKING:
     from mechunlearn.facts import Facts
     from mechunlearn.model import HookedModel
+    from mechunlearn.scores import Scores
 
 app = typer.Typer(
     help="Look where a language model looks facts up, cut exactly there, and doubt the result.",
@@ -26,8 +27,13 @@ app = typer.Typer(
 world = typer.Typer(help="The embedded language model and its facts.", no_args_is_help=True)
 app.add_typer(world, name="world")
 
-Model = Annotated[Path, typer.Argument(help="Folder of a Hugging Face model with its tokenizer.")]
-FactsFile = Annotated[Path, typer.Argument(help="Facts as JSON lines, as Facts.to_jsonl writes them.")]
+Model = Annotated[
+    Path, typer.Argument(exists=True, help="Folder of a Hugging Face model with its tokenizer.")
+]
+FactsFile = Annotated[
+    Path,
+    typer.Argument(exists=True, dir_okay=False, help="Facts as JSON lines, as Facts.to_jsonl writes them."),
+]
 
 
 class Method(StrEnum):
@@ -79,12 +85,12 @@ def localize(
     figure: Annotated[Path | None, typer.Option(help="Also write the heatmap, as HTML.")] = None,
 ) -> None:
     """Score a model's sites for its forget facts and keep the best; without a size, those above zero."""
-    import mechunlearn as mu
-
     hm, known = _read(model, facts)
-    scores = getattr(mu, method.value)(hm, known if method is Method.fact_lookup else known.forget)
+    scores = _scores(hm, known, method)
     sized = top is not None or params is not None
     localization = scores.top(top, params=params) if sized else scores.above(0.0)
+    if not localization:
+        raise ScoresError(f"{scores.title}: no site scores above 0; choose a size with --top or --params")
     localization.save(out)
     if figure is not None:
         scores.heatmap().write_html(figure)
@@ -96,7 +102,9 @@ def localize(
 def edit(
     model: Model,
     facts: FactsFile,
-    localization: Annotated[Path, typer.Argument(help="Sites, as `localize` writes them.")],
+    localization: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="Sites, as `localize` writes them.")
+    ],
     objective: Annotated[Aim, typer.Option(help="What to minimise, with its defaults.")] = Aim.Inject,
     steps: Annotated[int, typer.Option(min=1)] = 200,
     lr: Annotated[float, typer.Option(min=0.0)] = 1e-3,
@@ -122,8 +130,10 @@ def edit(
 def audit(
     model: Model,
     facts: FactsFile,
-    edit: Annotated[Path, typer.Argument(help="Folder of an edit, as `edit` writes it.")],
-    gold: Annotated[Path | None, typer.Option(help="A model that never saw the forget facts.")] = None,
+    edit: Annotated[Path, typer.Argument(exists=True, help="Folder of an edit, as `edit` writes it.")],
+    gold: Annotated[
+        Path | None, typer.Option(exists=True, help="A model that never saw the forget facts.")
+    ] = None,
     controls: Annotated[int, typer.Option(min=0, help="Refits on random localizations.")] = 3,
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("audit.html"),
@@ -177,10 +187,28 @@ def _read(model: Path, facts: Path) -> tuple[HookedModel, Facts]:
     return mu.HookedModel.from_pretrained(model), mu.Facts.from_jsonl(facts)
 
 
+def _scores(hm: HookedModel, known: Facts, method: Method) -> Scores:
+    """Score the forget facts; the probes of fact lookup are fitted on the same relations of other people."""
+    import mechunlearn as mu
+
+    known.require("forget")
+    if method is not Method.fact_lookup:
+        scores: Scores = getattr(mu, method.value)(hm, known.forget)
+        return scores
+    relations = {fact.relation for fact in known.forget}
+    subjects = {fact.subject for fact in known.forget}
+    others = [
+        fact
+        for fact in known
+        if fact.split != "forget" and fact.relation in relations and fact.subject not in subjects
+    ]
+    return mu.fact_lookup(hm, known.forget, fitted_on=others or None)
+
+
 def main(*args: Any) -> None:
-    """Run the command line; an error of this package is one line, not a traceback."""
+    """Run the command line; an error of this package, or of a file, is one line, not a traceback."""
     try:
         app(*args)
-    except MechUnlearnError as error:
+    except (MechUnlearnError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None

@@ -154,7 +154,8 @@ def ablate(
 
     Args:
         name: the hook point.
-        to: ``"zero"``; ``"mean"``, over the rows and positions that are written; or a tensor that broadcasts
+        to: ``"zero"``; ``"mean"``, over the rows and positions that are written (padding too, if ``at`` does
+            not leave it out); or a tensor that broadcasts
             against what is written (with ``index``: against that head or neuron).
         at: the positions to write.
         index: one head or neuron, on the axis after the position.

@@ -11,8 +11,9 @@ An MLP is credited by a rule without eyes, whose two thresholds are arguments:
    other subject's: for answers of one token, a difference of logits. The MLP's output at the last token of
    the subject is replaced by what it writes in the other prompt. Its effect is the share of the preference
    that moves: 0 if nothing changes, 1 if the model now prefers the other's answer as in the other's prompt.
-3. *Credit.* An MLP whose gain reaches `min_gain` and whose mean effect reaches `min_effect` scores its effect
-   (per fact); every other MLP scores 0. So ``.above(0)`` are the MLPs that look the facts up.
+3. *Credit.* An MLP whose gain reaches `min_gain` and is no accident of these facts (its 95 % bootstrap
+   interval lies above 0), and whose mean effect reaches `min_effect`, scores its effect (per fact); every
+   other MLP scores 0. So ``.above(0)`` are the MLPs that look the facts up.
 
 The reading alone credits layers that merely tidy up; causing alone credits every layer on the way out of the
 subject. What the rule saw is the evidence of its scores: ``"probe"`` (the curve with its control),
@@ -41,6 +42,7 @@ from mechunlearn.probing import probe
 from mechunlearn.readers import has_mid
 from mechunlearn.scores import Scores
 from mechunlearn.sites import Site
+from mechunlearn.statistics import bootstrap_interval
 from mechunlearn.swaps import Rows, Swaps, rows_of, swap_subjects
 
 Where = Literal["last subject", "subject"]
@@ -69,7 +71,7 @@ def fact_lookup(
             left out. None fits and scores on `facts`, in folds by subject.
         subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
         at: swap the output at the ``"last subject"`` token, or at all tokens of the ``"subject"``.
-        min_gain: least gain in probe accuracy for credit.
+        min_gain: least gain in probe accuracy for credit; its interval must lie above 0 besides.
         min_effect: least mean share of the preference moved for credit.
         seed: of folds, control and the draw of subjects.
         batch_size: prompts per forward pass.
@@ -103,8 +105,10 @@ def fact_lookup(
         batch_size=batch_size,
         progress=progress,
     )
-    gain, attention = _gains(hm, curve)
-    credited = torch.tensor(gain >= min_gain) & (effects.mean(0) >= min_effect)
+    gain, low, attention = _gains(hm, curve, seed)
+    # A single fact has no interval; a threshold below 0 asks for no gain at all.
+    sure = np.isnan(low) | (low > min(min_gain, 0.0))
+    credited = torch.tensor(sure & (gain >= min_gain)) & (effects.mean(0) >= min_effect)
     note = f", {swaps.note}" if swaps.note else ""
     swap = _over_mlps(hm, effects, title=f"MLPs swapped at the {at}{note}", unit=_SHARE)
     gains = _over_mlps(hm, torch.tensor(gain)[None], title="Probe gain of MLPs", unit="accuracy").reduce()
@@ -166,24 +170,29 @@ def _fitting(facts: Sequence[Fact], pool: Sequence[Fact]) -> list[Fact]:
     return kept
 
 
-def _gains(hm: HookedModel, curve: Scores) -> tuple[Float[np.ndarray, "layer"], dict[str, Scores]]:
-    """The probe's gain over every MLP, and as evidence that over every attention."""
-    accuracy = dict(zip(curve.sites, curve.sel(metric="accuracy").reduce().values.values, strict=True))
+def _gains(
+    hm: HookedModel, curve: Scores, seed: int
+) -> tuple[Float[np.ndarray, "layer"], Float[np.ndarray, "layer"], dict[str, Scores]]:
+    """The probe's gain over every MLP, the lower end of its interval, and the gain over every attention."""
+    read = curve.sel(metric="accuracy").values.transpose("site", "fact").values
+    right = dict(zip(curve.sites, read, strict=True))
     layers = range(hm.arch.shape.n_layers)
-    after = [accuracy[Site("resid_post", layer)] for layer in layers]
-    before = [accuracy[Site("resid_pre", 0)], *after[:-1]]
+    after = np.array([right[Site("resid_post", layer)] for layer in layers])
+    before = np.array([right[Site("resid_pre", 0)], *after[:-1]])
+    between = np.array([right[Site("resid_mid", layer)] for layer in layers]) if has_mid(hm) else before
+    gains = after - between
+    low = np.array([bootstrap_interval(gain, seed=seed).low for gain in gains])
     if not has_mid(hm):
-        return np.array(after) - np.array(before), {}
-    between = np.array([accuracy[Site("resid_mid", layer)] for layer in layers])
+        return gains.mean(1), low, {}
     sites = [Site("attn", layer) for layer in layers]
-    gain = Scores.of(
-        between - np.array(before),
+    attention = Scores.of(
+        (between - before).mean(1),
         sites,
         params={site: hm.arch.count(site) for site in sites},
         title="Probe gain of attention",
         unit="accuracy",
     )
-    return np.array(after) - between, {"attention gain": gain}
+    return gains.mean(1), low, {"attention gain": attention}
 
 
 def _over_mlps(

@@ -84,8 +84,23 @@ def test_the_subject_is_found_as_the_last_word_of_its_own() -> None:
 def test_phrasings_are_the_same_fact_asked_otherwise() -> None:
     assert [fact.prompt for fact in MARY.phrasings("train")] == [MARY.prompt, *MARY.train]
     (validation,) = MARY.phrasings("validation")
-    assert validation.prompt == MARY.validation[0] and validation.replace(prompt=MARY.prompt) == MARY
+    alone = MARY.replace(train=(), validation=(), held_out=())
+    assert validation.prompt == MARY.validation[0] and validation.replace(prompt=MARY.prompt) == alone
     assert ANN.phrasings("held_out") == ()
+
+
+def test_a_prompt_that_is_also_held_out_would_be_trained_on_and_is_refused() -> None:
+    with pytest.raises(FactError, match="held_out phrasing 'Mary plays' is also listed for another use"):
+        Fact("Mary plays", "Mary", "golf", held_out=("Mary plays",))
+
+
+def test_a_retained_prompt_cannot_be_held_out_for_a_forgotten_fact() -> None:
+    forget = Fact("Mary plays", "Mary", "golf", relation="sport", held_out=("Mary is known for",))
+    retain = Fact("Mary is known for", "Mary", "golf", relation="sport", split="retain")
+    other = Fact("Fans of Mary love", "Mary", "golf", relation="sport", split="retain")
+    for double in (retain, other):
+        with pytest.raises(FactError, match="stands in both 'forget' and 'retain'; keep it in one"):
+            Facts([forget, double])
 
 
 def test_multiple_choice_shows_answer_and_new_answer_and_is_answered_by_a_letter() -> None:

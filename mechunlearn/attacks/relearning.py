@@ -79,7 +79,8 @@ class Relearn:
         """
         if not context.forget:
             raise FactError("there are no forget facts to relearn from; give at least two, one for each half")
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        own_state = torch.random.fork_rng(devices=[hm.device] if hm.device.type == "cuda" else [])
+        with torch.inference_mode(False), own_state, warnings.catch_warnings():
             # peft warns of what it settles itself, such as transposed weights in GPT-2.
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from tqdm.auto import tqdm
 
 from mechunlearn.attacks import Attack, Relearn
-from mechunlearn.audits.controls import refits
+from mechunlearn.audits.controls import fitted, refits
 from mechunlearn.audits.examining import Exam
 from mechunlearn.editing.edits import Edit
 from mechunlearn.errors import MechUnlearnError
@@ -75,7 +75,7 @@ def audit(
     rows: list[Row] = []
     for name, candidate in tqdm(candidates.items(), desc="audit", disable=not progress, leave=False):
         rows += known[name] if name in known else exam.take(candidate, name)
-    places = [f"control {n}: {control.localization}" for n, control in enumerate(refitted, start=1)]
+    places = [f"control {n}: {c.localization} {fitted(c)}".rstrip() for n, c in enumerate(refitted, start=1)]
     return Report(
         title=repr(edit),
         rows=tuple(rows),

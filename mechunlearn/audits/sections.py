@@ -9,7 +9,8 @@
    facts, and the maintained facts in training phrasings.
 4. A section whose data is missing is listed as absent, with the field that would provide it.
 
-A question belongs to a unit, the fact it asks for: intervals are taken over units.
+A question belongs to a unit, over which intervals are taken: the fact it asks for, or, for entailed facts and
+other facts of the same subject, the forget fact they go with, so that a subject counts once.
 """
 
 from __future__ import annotations
@@ -64,17 +65,18 @@ def questions(facts: Facts, *, seed: int) -> tuple[Question, ...]:
         [('forget', 'train'), ('forget', 'held-out')]
     """
     forget, retained = facts.forget, {_key(fact) for fact in facts.retain}
-    others = [fact for about in forget for fact in about.others]
+    entailed = [(about.prompt, fact) for about in forget for fact in about.entailed]
+    others = [(about.prompt, fact) for about in forget for fact in about.others]
     asked = [
-        _asked("forget", forget, FORMATS, seed),
-        _asked("entailed", [fact for about in forget for fact in about.entailed], SHORT, seed),
-        _asked("same subject", [f for f in others if _key(f) not in retained], SHORT, seed),
-        _asked("same subject, retained", [f for f in others if _key(f) in retained], SHORT, seed),
-        _asked("maintained", facts.maintained, FORMATS, seed),
+        _asked("forget", _own(forget), FORMATS, seed),
+        _asked("entailed", entailed, SHORT, seed),
+        _asked("same subject", [o for o in others if _key(o[1]) not in retained], SHORT, seed),
+        _asked("same subject, retained", [o for o in others if _key(o[1]) in retained], SHORT, seed),
+        _asked("maintained", _own(facts.maintained), FORMATS, seed),
     ]
     for kind in dict.fromkeys(kind for about in forget for kind in about.neighbours):
         alike = [fact for about in forget for fact in about.neighbours.get(kind, ())]
-        asked.append(_asked(f"neighbours, {kind}", alike, ("train",), seed))
+        asked.append(_asked(f"neighbours, {kind}", _own(alike), ("train",), seed))
     return tuple(question for part in asked for question in part)
 
 
@@ -87,8 +89,8 @@ def attacked(facts: Facts, judged: Sequence[Fact], name: str, *, seed: int) -> t
         name: of the attack.
         seed: of the orders of multiple-choice options.
     """
-    kept = _asked(f"{name}, maintained", facts.maintained, ("train",), seed)
-    return (*_asked(name, judged, FORMATS, seed), *kept)
+    kept = _asked(f"{name}, maintained", _own(facts.maintained), ("train",), seed)
+    return (*_asked(name, _own(judged), FORMATS, seed), *kept)
 
 
 def readers(facts: Facts) -> tuple[Reader, ...]:
@@ -141,14 +143,21 @@ def _key(fact: Fact) -> tuple[str, str, str]:
     return fact.subject, fact.relation, fact.answer
 
 
-def _asked(section: str, facts: Iterable[Fact], formats: Sequence[str], seed: int) -> Iterator[Question]:
-    """One section's questions, each fact once."""
-    unique = {_key(fact): fact for fact in facts}
-    for full in unique.values():
+def _own(facts: Iterable[Fact]) -> list[tuple[str, Fact]]:
+    """Facts that are their own units."""
+    return [(fact.prompt, fact) for fact in facts]
+
+
+def _asked(
+    section: str, facts: Iterable[tuple[str, Fact]], formats: Sequence[str], seed: int
+) -> Iterator[Question]:
+    """One section's questions, each fact once, with the unit it belongs to."""
+    unique = {_key(fact): (unit, fact) for unit, fact in facts}
+    for unit, full in unique.values():
         fact = full.replace(entailed=(), others=(), neighbours={})
         for phrasing in formats:
             for asked in _forms(fact, phrasing, seed, SHUFFLES if fact.split == "forget" else 1):
-                yield Question(section, phrasing, fact.prompt, asked)
+                yield Question(section, phrasing, unit, asked)
 
 
 def _forms(fact: Fact, phrasing: str, seed: int, shuffles: int) -> tuple[Fact, ...]:

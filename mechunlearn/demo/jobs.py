@@ -60,6 +60,7 @@ class Done:
     lr: float = 0.0
     steps: int = 0
     success: float = 0.0
+    retention: float = 0.0
     size: int = 0
     seconds: float = 0.0
 
@@ -110,7 +111,7 @@ def done(job: Job) -> Done:
     if fitted is None or fitted.recipe is None:
         return Done(job, rows, seconds=taken)
     size = hm.size(fitted.localization)
-    return Done(job, rows, fitted.recipe.lr, fitted.step, _kept(fitted)["success"], size, taken)
+    return Done(job, rows, fitted.recipe.lr, fitted.step, **_kept(fitted), size=size, seconds=taken)
 
 
 def fit(hm: HookedModel, localization: Localization, facts: Facts, *, seed: int) -> Edit:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mechunlearn import world
+from mechunlearn.audits.controls import distinct
 from mechunlearn.demo import page, table, words
 from mechunlearn.demo.jobs import RATES, STEPS, STOP, Done, Job, Pool, group_of
 from mechunlearn.demo.looking import EVERYTHING, LOOKUP, RANDOM, TRACED, Look, pairs
@@ -102,7 +103,10 @@ class Demo:
         rows = [row._replace(model=names[each.job.name]) for each in first for row in each.rows]
         rows.sort(key=lambda row: list(names.values()).index(row.model))
         found = self.looks[0].localizations[LOOKUP]
-        return Report(f"the lookup edit of draw 0: {found}", tuple(rows), attacks=("relearning",))
+        placed = [f"{each.job.name}: {_shown(each)}" for each in first if each.job.name.startswith(CONTROL)]
+        notes = placed or ["no control: the quick demo leaves them out"]
+        title = f"the lookup edit of draw 0: {found}"
+        return Report(title, tuple(rows), attacks=("relearning",), notes=tuple(notes))
 
     def to_html(self, path: str | Path) -> None:
         """Write the report, one file that needs nothing else.
@@ -156,10 +160,15 @@ def _jobs(
         if not quick or name in QUICK_PAIRS:
             jobs.append(Job(0, PAIR + name, tuple(map(str, found))))
     lookup = looks[0].localizations[LOOKUP]
-    for number in range(0 if quick else CONTROLS):
-        place = sites.sample(like=lookup, seed=number)
-        jobs.append(Job(0, _control(number), tuple(map(str, place))))
+    controls = [] if quick else distinct(sites, lookup, count=CONTROLS, seed=0)
+    jobs += [Job(0, _control(n), tuple(map(str, place))) for n, place in enumerate(controls)]
     return jobs
+
+
+def _shown(done: Done) -> str:
+    """Where a control was fitted, and how well."""
+    sites = Localization(done.job.sites)
+    return f"{sites}, success {done.success:.2f}, retention {done.retention:.2f}"
 
 
 def _control(number: int) -> str:

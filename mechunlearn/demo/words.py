@@ -61,11 +61,11 @@ def _others(lines: Lines) -> list[str]:
 
 def _goal(lines: Lines) -> str:
     """Name the rows whose edit fell short of the goal."""
-    goal = f"{STOP.goal:.0%} new answers on validation phrasings"
+    goal = f"{STOP.goal:.0%} new answers on validation phrasings, {STOP.keep:.0%} retained"
     short = {
-        name: ", ".join(f"{each.success:.0%}" for each in done)
+        name: ", ".join(f"{each.success:.0%} and {each.retention:.0%}" for each in done)
         for name, done in lines.items()
-        if any(each.steps and each.success < STOP.goal for each in done)
+        if any(each.steps and not STOP.reached(each.success, each.retention) for each in done)
     }
     if not short:
         return f"Every edit reached the goal ({goal})."

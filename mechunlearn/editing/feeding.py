@@ -183,7 +183,8 @@ def _examples(hm: HookedModel, facts: Facts, split: str, answer: str) -> Batch:
                 "the objective reads text and the facts have none; give Facts(..., text=[...]) or set the "
                 "objective's text=0.0"
             )
-        return encode_text(hm, facts.train_text, max_tokens=MAX_TEXT_TOKENS)
+        longest = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", MAX_TEXT_TOKENS)
+        return encode_text(hm, facts.train_text, max_tokens=min(MAX_TEXT_TOKENS, longest))
     chosen = facts.forget if split == "forget" else facts.retain
     if not len(chosen):
         raise FactError(

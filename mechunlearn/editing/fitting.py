@@ -79,7 +79,7 @@ def edit(
         callback: called after every step with its number and the loss terms.
 
     Raises:
-        LocalizationError: the localization is empty.
+        LocalizationError: the localization is empty, or is none.
         SiteError: a site is not of this model.
         FactError: a set that the objective reads is empty, or a fact has no new answer.
         TrainingError: an option is out of range, or the loss is not finite, or diverges.
@@ -117,25 +117,12 @@ def refit(
         callback: called after every step with its number and the loss terms.
 
     Raises:
-        LocalizationError: the localization is empty.
+        LocalizationError: the localization is empty, or is none.
         SiteError: a site is not of this model.
         FactError: a set that the objective reads is empty, or a fact has no new answer.
         TrainingError: an option is out of range, or the loss is not finite, or diverges.
     """
-    if not isinstance(localization, Localization):
-        raise LocalizationError(
-            f"the localization is {localization!r}; give sites as a Localization, such as hm.sites.mlps() or "
-            'Localization(["L3.mlp"])'
-        )
-    if not isinstance(facts, Facts):
-        raise FactError(f"the facts are a {type(facts).__name__}; give them as Facts, as in Facts([...])")
-    if not len(localization):
-        raise LocalizationError(
-            "the localization is empty, so there is nothing to train; "
-            "select at least one site, for instance hm.sites.mlps()"
-        )
-    hm.sites.check(localization)
-    facts.require("forget")
+    _require(hm, localization, facts)
     # Notebooks for reading models often switch gradients off for good.
     with torch.inference_mode(False), torch.enable_grad():
         trained = Trained.at(hm, localization)
@@ -156,6 +143,24 @@ def refit(
         history=tuple(history),
         step=step,
     )
+
+
+def _require(hm: HookedModel, localization: Localization, facts: Facts) -> None:
+    """Refuse a place or facts that nothing can be fitted to."""
+    if not isinstance(localization, Localization):
+        raise LocalizationError(
+            f"the localization is {localization!r}; give sites as a Localization, such as hm.sites.mlps() or "
+            'Localization(["L3.mlp"])'
+        )
+    if not isinstance(facts, Facts):
+        raise FactError(f"the facts are a {type(facts).__name__}; give them as Facts, as in Facts([...])")
+    if not len(localization):
+        raise LocalizationError(
+            "the localization is empty, so there is nothing to train; "
+            "select at least one site, for instance hm.sites.mlps()"
+        )
+    hm.sites.check(localization)
+    facts.require("forget")
 
 
 @dataclass

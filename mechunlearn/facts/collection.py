@@ -48,11 +48,17 @@ class Facts(Sequence[Fact]):
         self._check_splits()
 
     def _check_splits(self) -> None:
-        seen: dict[tuple[str, str, str], Split] = {}
+        """Refuse a fact in two splits: the same by any phrasing or, within a relation, by its answer."""
+        seen: dict[tuple[str, ...], Split] = {}
         for fact in self._facts:
-            for prompt in fact.train_prompts:
-                before = seen.setdefault((fact.subject, fact.relation, prompt), fact.split)
+            asked = (*fact.train_prompts, *fact.validation, *fact.held_out)
+            keys: list[tuple[str, ...]] = [(fact.subject, fact.relation, prompt) for prompt in asked]
+            if fact.relation:
+                keys.append((fact.subject, fact.relation, "answer", fact.answer.strip()))
+            for key in keys:
+                before = seen.setdefault(key, fact.split)
                 if before != fact.split:
+                    prompt = key[2] if len(key) == 3 else fact.prompt
                     raise FactError(
                         f"the fact {prompt!r} stands in both {before!r} and {fact.split!r}; keep it in one"
                     )

@@ -124,7 +124,7 @@ class Fact:
     def _check_phrasings(self) -> None:
         for name, prompts in (("validation", self.validation), ("held_out", self.held_out)):
             for prompt in prompts:
-                if prompt in self.train or (name == "held_out" and prompt in self.validation):
+                if prompt in self.train_prompts or (name == "held_out" and prompt in self.validation):
                     raise FactError(
                         f"the {name} phrasing {prompt!r} is also listed for another use; keep it in one of "
                         "train, validation and held_out"
@@ -151,8 +151,8 @@ class Fact:
         return dataclasses.replace(self, **changes)
 
     def asking(self, prompt: str) -> Fact:
-        """Return the same fact asked in another way."""
-        return self.replace(prompt=prompt)
+        """Return the same fact asked in one way alone: other phrasings are left behind."""
+        return self.replace(prompt=prompt, train=(), validation=(), held_out=())
 
     def phrasings(self, which: Phrasing) -> tuple[Fact, ...]:
         """Return the same fact once for every phrasing of one kind.

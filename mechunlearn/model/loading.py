@@ -48,34 +48,44 @@ def load(
     Raises:
         ModelError: if there is no such model, its family is not supported, or its files are damaged.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     source = str(Path(name_or_path).expanduser())
     check_folder(source)
-    chosen = {"revision": revision} if revision else {}
-    if dtype is not None:
-        hf_kwargs["dtype"] = dtype
+    at = {"revision": revision} if revision else {}
+    given = hf_kwargs.pop("config", None)
+    config = given or _read_config(source, at)
+    family_of(architecture_of(config))
+    reader: Any = AutoModelForCausalLM
+    # Weights that do not fit are named below; Hugging Face would only point at what it has logged.
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= at | hf_kwargs | ({} if dtype is None else {"dtype": dtype})
     try:
-        given = hf_kwargs.pop("config", None)
-        config = given or AutoConfig.from_pretrained(source, **chosen)
-        family_of(architecture_of(config))
-        reader: Any = AutoModelForCausalLM
-        model, report = reader.from_pretrained(
-            source, config=config, output_loading_info=True, **chosen, **hf_kwargs
-        )
-    except ModelError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise ModelError(
-            f"{source!r} cannot be loaded ({type(error).__name__}: {_first_line(error)}). Its files may be "
-            "truncated or altered, or the name is wrong or not reachable: save or download it again."
-        ) from error
+        with torch.random.fork_rng(devices=[]):
+            model, report = reader.from_pretrained(source, config=config, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise _unreadable(source, error) from error
     _require_filled(report, source)
     if given is None:
         _require_all_used(report, source, config.num_hidden_layers)
-    return model, _load_tokenizer(source, chosen)
+    return model, _load_tokenizer(source, at)
+
+
+def _read_config(source: str, at: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, **at)
+    except Exception as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{source!r} cannot be loaded ({type(error).__name__}: {_in_one_line(error)}). Its files may be "
+        "truncated or altered, or the name is wrong or not reachable: save or download it again."
+    )
 
 
 def _require_all_used(report: Mapping[str, Any], source: str, layers: int) -> None:
@@ -84,8 +94,8 @@ def _require_all_used(report: Mapping[str, Any], source: str, layers: int) -> No
     beyond = [key for key, found in numbers.items() if found and int(found[1]) >= layers]
     if beyond:
         raise ModelError(
-            f"{source!r} holds weights such as {beyond[0]!r}, but its config.json says {layers} layers. One of "
-            "the files was altered: save or download the model again."
+            f"{source!r} holds weights such as {beyond[0]!r}, but its config.json says {layers} layers. One "
+            "of the files was altered: save or download the model again."
         )
 
 
@@ -99,8 +109,8 @@ def _require_filled(report: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or "no message"
 
 
 def check_folder(source: str) -> None:
@@ -129,7 +139,7 @@ def _load_tokenizer(source: str, chosen: Mapping[str, str]) -> Any:
         return AutoTokenizer.from_pretrained(source, **chosen)
     except Exception as error:
         raise ModelError(
-            f"the tokenizer of {source!r} cannot be loaded ({type(error).__name__}: {_first_line(error)}). "
+            f"the tokenizer of {source!r} cannot be loaded ({type(error).__name__}: {_in_one_line(error)}). "
             "Save it again with tokenizer.save_pretrained, or build the model with "
             "HookedModel.from_hf(model, tokenizer)."
         ) from error
@@ -254,7 +264,8 @@ def wrap(model: Any, tokenizer: Any, *, prepend_bos: bool) -> TransformerBridge:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     # A bridge first used inside no_grad or inference_mode must be an ordinary one all the same.
-    with torch.inference_mode(False), torch.enable_grad():
+    # It starts out with random weights, which are no reason to move the user's random state.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         wrapped, name = twin(model), type(model).__name__
         wrapped.set_attn_implementation("eager")
         wrapped.config.architectures = [name]

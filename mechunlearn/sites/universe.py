@@ -151,9 +151,8 @@ class ModelSites(Localization):
         Raises:
             SiteError: if a site is not of this model.
         """
-        given = list(sites)
+        given = [site for site in sites if not isinstance(site, Site) or site.has_weights]
         self.check(given)
-        given = [site for site in given if site.has_weights]
         # Heads and neurons of a layer are alike, and there are thousands: count one of each.
         alike = Counter((site.kind, site.layer, site.part) for site in given)
         example = {(site.kind, site.layer, site.part): site for site in given}
