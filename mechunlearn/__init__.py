@@ -26,6 +26,7 @@ from mechunlearn.hooks import steer as steer
 from mechunlearn.lookup import fact_lookup as fact_lookup
 from mechunlearn.model import HookedModel as HookedModel
 from mechunlearn.probing import probe as probe
+from mechunlearn.readers import fit_probes as fit_probes
 from mechunlearn.report import Report as Report
 from mechunlearn.scores import Scores as Scores
 from mechunlearn.scoring import score as score
@@ -53,6 +54,7 @@ __all__ = [
     "causal_trace",
     "edit",
     "fact_lookup",
+    "fit_probes",
     "noise",
     "objectives",
     "patch",

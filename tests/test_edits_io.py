@@ -103,3 +103,21 @@ def test_a_missing_file_is_named(saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(DataError, match=rf"no edit in '.*' \(.*{name}.*\); copy or save the edit again"):
         Edit.from_pretrained(saved)
+
+
+def test_an_edit_is_pushed_as_the_files_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    sent: dict[str, list[str]] = {}
+
+    class Hub:
+        def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> None:
+            sent[repo_id] = []
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> str:
+            sent[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
+            return f"{repo_id}/commit/1"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert Edit((), Localization()).push_to_hub("user/edit") == "user/edit/commit/1"
+    assert sent == {"user/edit": ["delta.safetensors", "edit.json"]}

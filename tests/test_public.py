@@ -39,8 +39,18 @@ def test_the_public_names_are_these() -> None:
         "Stop",
     }
     hooks = {"ablate", "cache", "noise", "patch", "steer"}
-    verbs = {"attribution", "audit", "causal_trace", "edit", "fact_lookup", "probe", "score", "validate"}
-    assert set(mu.__all__) == values | hooks | verbs | {"Stop", "attacks", "objectives", "world"}
+    verbs = {
+        "attribution",
+        "audit",
+        "causal_trace",
+        "edit",
+        "fact_lookup",
+        "fit_probes",
+        "probe",
+        "score",
+        "validate",
+    }
+    assert set(mu.__all__) == values | hooks | verbs | {"Stop", "attacks", "fit_probes", "objectives", "world"}
 
 
 def test_everything_public_is_documented_with_an_example_where_it_can_be_called() -> None:

@@ -189,6 +189,26 @@ class Edit:
         }
         files.write(folder, record, [delta.values for delta in self.deltas])
 
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub.
+
+        Args:
+            repo_id: as ``"user/name"``; the repository is made if needed.
+            private: whether a new repository is private; None for the hub's default.
+
+        Returns:
+            The address of the commit.
+        """
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
+        hub.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload edit"))
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Edit:
         """Read what :meth:`save_pretrained` wrote.

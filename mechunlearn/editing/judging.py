@@ -17,7 +17,7 @@ from mechunlearn.editing.recipes import Stop
 from mechunlearn.editing.trained import Trained
 from mechunlearn.facts import Facts
 from mechunlearn.objectives import Objective
-from mechunlearn.scoring import score
+from mechunlearn.scoring import Prepared, prepare, score
 
 if TYPE_CHECKING:
     from mechunlearn.model import HookedModel
@@ -40,8 +40,8 @@ class Judge:
 
     stop: Stop
     aim: str
-    forget: Facts
-    retain: Facts
+    forget: Prepared
+    retain: Prepared
     candidate: HookedModel
     trained: Trained
     best: tuple[Tensor, ...] = ()
@@ -60,7 +60,7 @@ class Judge:
             trained: what will be trained.
         """
         own = {name: hm.params[name].detach().clone() for name in trained.shapes}
-        forget, retain = _validation(facts.forget), _validation(facts.retain)
+        forget, retain = (prepare(hm, _validation(split)) for split in (facts.forget, facts.retain))
         return cls(stop, objective.aim, forget, retain, hm.fork(own), trained)
 
     def due(self, step: int, last: int) -> bool:
@@ -81,7 +81,7 @@ class Judge:
             self.candidate.params[name].copy_(changed)
         outcome = score(self.candidate, self.forget)
         success = float((outcome.says_new if self.aim == "new" else ~outcome.correct).mean())
-        kept = float(score(self.candidate, self.retain).correct.mean()) if len(self.retain) else 1.0
+        kept = float(score(self.candidate, self.retain).correct.mean()) if self.retain.facts else 1.0
         value = self.stop.value(success, kept)
         if value >= self._value:
             self._value, self.best, self.step = value, self.trained.snapshot(), step

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechunlearn import metrics
-from mechunlearn.encoding import IGNORED, encode, encode_text
+from mechunlearn.encoding import IGNORED, Batch, Speaks, encode, encode_text
 from mechunlearn.errors import FactError
 from mechunlearn.facts import Facts
 from mechunlearn.facts.fact import Fact
@@ -120,12 +120,43 @@ def option_logprobs(hm: Runs, facts: Sequence[Fact]) -> Float[Tensor, "fact opti
     return table
 
 
-def score(hm: Runs, facts: Sequence[Fact]) -> Outcome:
+@dataclass(frozen=True)
+class Prepared:
+    """Questions encoded once, to be put to the same model again and again while it changes.
+
+    Args:
+        facts: what is asked.
+        batch: every fact's candidate answers, one row each; None where there are no facts.
+    """
+
+    facts: tuple[Fact, ...]
+    batch: Batch | None
+
+
+def prepare(hm: Speaks, facts: Sequence[Fact]) -> Prepared:
+    """Encode facts for :func:`score`.
+
+    Args:
+        hm: gives the tokenizer.
+        facts: what will be asked.
+
+    Raises:
+        FactError: see `encode`.
+    """
+    asked = [(fact, word) for fact in facts for word in _candidates(fact)]
+    if not asked:
+        return Prepared((), None)
+    batch = encode(hm, [fact for fact, _ in asked], answer=[word for _, word in asked])
+    return Prepared(tuple(facts), batch)
+
+
+def score(hm: Runs, facts: Sequence[Fact] | Prepared) -> Outcome:
     """Say which facts the model answers rightly, which in the new way, and with what probability.
 
     Args:
         hm: the model.
-        facts: the facts, with options (the likeliest whole option counts) or without (greedy decoding).
+        facts: the facts, with options (the likeliest whole option counts) or without (greedy decoding);
+            or what `prepare` made of them for a model with the same tokenizer.
 
     Raises:
         FactError: see `encode`.
@@ -136,17 +167,17 @@ def score(hm: Runs, facts: Sequence[Fact]) -> Outcome:
         >>> float(outcome.correct.mean())
         1.0
     """
-    asked = [(fact, word) for fact in facts for word in _candidates(fact)]
-    if not asked:
+    asked = facts if isinstance(facts, Prepared) else prepare(hm, facts)
+    batch = asked.batch
+    if batch is None:
         nothing = np.zeros(0)
         return Outcome(nothing.astype(bool), nothing.astype(bool), nothing, nothing, ())
-    batch = encode(hm, [fact for fact, _ in asked], answer=[word for _, word in asked])
     both = forward(hm, batch, read=_logprobs_and_guesses).double().cpu()
     ids, guesses = batch.answer_ids.cpu(), both[..., 1].long()
     logprobs = both[..., 0].sum(-1).tolist()
     greedy = ((guesses == ids) | (ids == IGNORED)).all(-1).tolist()
     rows, start = [], 0
-    for fact in facts:
+    for fact in asked.facts:
         here = slice(start, start + len(_candidates(fact)))
         said = "" if fact.options else _until_departure(hm, guesses[start], ids[start])
         rows.append(_verdict(fact, logprobs[here], greedy[here], said))
