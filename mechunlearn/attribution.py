@@ -87,7 +87,8 @@ def attribution(
         dims=("fact", "site"),
         params={site: hm.arch.count(site) for site in sites},
         total_params=hm.sites.size(hm.sites.attns() | hm.sites.mlps()),
-        title="Attribution patching" + (f", {swaps.note}" if swaps.note else ""),
+        title="Attribution patching (below 0: speaks for the answer)"
+        + (f", {swaps.note}" if swaps.note else ""),
         unit="change of the logit difference",
     )
 

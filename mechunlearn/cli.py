@@ -168,6 +168,19 @@ def train(
 
 
 @world.command()
+def check() -> None:
+    """Print what the embedded checkpoints know, from the files that ship."""
+    from importlib.resources import as_file
+
+    from mechunlearn.world import tables
+    from mechunlearn.world.build import report
+
+    for name in Checkpoint:
+        with as_file(tables.data() / name.value) as folder:
+            typer.echo(report(folder, gold=name is Checkpoint.gold))
+
+
+@world.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="Where to write the models and the facts.")],
     group: Annotated[int, typer.Option(min=0, max=3, help="Which people are to be forgotten.")] = 0,

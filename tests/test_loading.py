@@ -48,6 +48,16 @@ def test_a_tokenizer_without_bos_gives_no_bos() -> None:
     assert tokenizer.bos_token is None
 
 
+def test_a_tokenizer_without_any_special_token_pads_and_writes_all_the_same(family: str) -> None:
+    tokenizer = memory_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token = None
+    hm = HookedModel.from_hf(hf_model(family), tokenizer)
+    alone, both = hm("in"), hm(["in", "in pens"])
+    assert (both[0, : alone.shape[1]] - alone[0]).abs().max() < 1e-4
+    assert hm.generate(["in", "in pens"], max_new_tokens=2)[0] == hm.generate("in", max_new_tokens=2)
+    assert (tokenizer.pad_token, tokenizer.eos_token, len(tokenizer)) == (None, None, VOCAB)
+
+
 def test_tokens_added_in_memory_are_known_to_both_views() -> None:
     tokenizer = memory_tokenizer()
     tokenizer.add_tokens(["<new>"])
@@ -72,6 +82,14 @@ def test_what_is_saved_is_loaded_again(llama: HookedModel, tmp_path: Path) -> No
     for file in tmp_path.glob("*token*"):
         file.unlink()
     assert HookedModel.from_pretrained(tmp_path).tokenizer is None
+
+
+def test_a_configuration_on_disk_needs_no_architectures(llama: HookedModel, tmp_path: Path) -> None:
+    llama.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("architectures") == ["LlamaForCausalLM"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert HookedModel.from_pretrained(tmp_path).identity == llama.identity
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

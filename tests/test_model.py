@@ -23,7 +23,30 @@ def test_weights_have_transformer_lens_names(llama: HookedModel) -> None:
     assert llama.W_in.shape == llama.W_gate.shape == (LAYERS, D_MODEL, D_MLP)
     assert llama.W_out.shape == (LAYERS, D_MLP, D_MODEL)
     assert torch.equal(llama.W_in[1].T, llama.params["model.layers.1.mlp.up_proj.weight"])
-    assert {"b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "b_U", "W_pos"} <= set(dir(llama))
+
+
+def test_biases_are_stacked_where_a_family_has_them_and_missed_by_name_where_not(
+    hm: HookedModel, family: str
+) -> None:
+    every, some = ("b_Q", "b_K", "b_V", "b_O", "b_in", "b_out"), ("b_Q", "b_K", "b_V")
+    biases = {"gpt2": every, "neox": every, "qwen2": some}.get(family, ())
+    for name in every:
+        if name in biases:
+            assert len(getattr(hm, name)) == LAYERS
+        else:
+            with pytest.raises(AttributeError, match="no such parameter"):
+                getattr(hm, name)
+    assert hm.b_U.shape == (VOCAB,)
+    if family == "gpt2":
+        assert hm.W_pos.shape == (64, D_MODEL)
+
+
+def test_looking_for_the_first_time_leaves_the_random_state(family: str, tokenizer: Any) -> None:
+    hm = HookedModel.from_hf(hf_model(family), tokenizer)
+    state = torch.get_rng_state()
+    hm.run_with_cache("in pens")
+    hm.fork().bridge, hm.folded()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_fork_shares_what_it_does_not_replace(hm: HookedModel) -> None:

@@ -50,7 +50,8 @@ def test_the_public_names_are_these() -> None:
         "score",
         "validate",
     }
-    assert set(mu.__all__) == values | hooks | verbs | {"Stop", "attacks", "fit_probes", "objectives", "world"}
+    rest = {"Stop", "attacks", "fit_probes", "objectives", "world"}
+    assert set(mu.__all__) == values | hooks | verbs | rest
 
 
 def test_everything_public_is_documented_with_an_example_where_it_can_be_called() -> None:

@@ -125,8 +125,10 @@ def _claim(lines: Lines) -> str:
     better = [name for name in compared if holds_better(lines[LOOKUP], lines[name])]
     if not compared:
         return "Output tracing was not among the rows, so the paper's claim was not tested."
-    if better == compared:
+    untested = [name for name in TRACED if name not in lines]
+    aside = f" ({' and '.join(untested)} not tested)" if untested else ""
+    if better == list(TRACED):
         return f"Here the paper's claim, {CLAIM}, shows (against {' and '.join(better)})."
     if better:
-        return f"Here the paper's claim, {CLAIM}, shows in part: against {' and '.join(better)} only."
-    return f"Here the paper's claim, {CLAIM}, does not show (against {' and '.join(compared)})."
+        return f"Here the paper's claim, {CLAIM}, shows in part: against {' and '.join(better)} only{aside}."
+    return f"Here the paper's claim, {CLAIM}, does not show (against {' and '.join(compared)}){aside}."

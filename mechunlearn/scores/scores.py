@@ -161,6 +161,8 @@ class Scores:
         Raises:
             ScoresError: if there are several metrics, of which one has to be selected first.
         """
+        if self.values.sizes.get("metric") == 1:
+            return self._with(self.values.isel(metric=0)).reduce()
         if "metric" in self.values.dims:
             metrics = self.values["metric"].values.tolist()
             raise ScoresError(f"several metrics give no one number per site; .sel(metric=) one of {metrics}")
