@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mechunlearn.attacks import Attack, Context, halves
 from mechunlearn.audits import sections
@@ -24,7 +25,7 @@ from mechunlearn.facts.fact import Fact
 from mechunlearn.model import HookedModel
 from mechunlearn.readers import fit_probes, probe_sites, states_at
 from mechunlearn.report.estimates import Row
-from mechunlearn.scoring import perplexity, score
+from mechunlearn.scoring import Prepared, perplexity, prepare, score
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,26 @@ class Exam:
             hm: the model, which stays as it is.
             name: what the report calls it.
         """
-        rows = [*self._answers(hm, name, self.questions), *self._text(hm, name)]
+        # Forks share the original's tokenizer; another model may cut words into other tokens.
+        known = self._sheet if hm.tokenizer is self.original.tokenizer else None
+        rows = [*self._answers(hm, name, self.questions, known), *self._text(hm, name)]
         for reader in self.readers:
             rows += self._probes(hm, name, reader)
         for attack in self.attacks if self.seen else ():
             rows += self._attack(hm, name, attack)
         return tuple(rows)
 
-    def _answers(self, hm: HookedModel, name: str, asked: Sequence[Question]) -> list[Row]:
-        distinct = {_text_of(question.fact): question.fact for question in asked}
+    @cached_property
+    def _sheet(self) -> Prepared:
+        """The questions to a model as it is, encoded once."""
+        return prepare(self.original, list(_distinct(self.questions).values()))
+
+    def _answers(
+        self, hm: HookedModel, name: str, asked: Sequence[Question], known: Prepared | None = None
+    ) -> list[Row]:
+        distinct = _distinct(asked)
         place = {key: number for number, key in enumerate(distinct)}
-        outcome = score(hm, list(distinct.values()))
+        outcome = score(hm, known or list(distinct.values()))
         rows = []
         for section, phrasing, unit, fact in asked:
             at = place[_text_of(fact)]
@@ -156,6 +166,10 @@ class Exam:
             )
         as_put = [q._replace(fact=fact) for q, fact in zip(asked, put, strict=True)]
         return self._answers(found.apply(hm), name, as_put)
+
+
+def _distinct(asked: Sequence[Question]) -> dict[tuple[object, ...], Fact]:
+    return {_text_of(question.fact): question.fact for question in asked}
 
 
 def _text_of(fact: Fact) -> tuple[object, ...]:

@@ -114,7 +114,8 @@ class Demo:
         Args:
             path: of the file.
         """
-        whole = page.write(self.lines, self.verdict, self.figures, self.notes, self.audit)
+        rows = {**self.lines, **{PAIR + pair: done for pair, done in self.profile.items()}}
+        whole = page.write(rows, self.verdict, self.figures, self.notes, self.audit)
         Path(path).write_text(whole, encoding="utf-8")
 
 
