@@ -95,7 +95,8 @@ def test_it_needs_and_leaves_no_gradient_on_the_weights(llama: HookedModel) -> N
     assert all(parameter.grad is None for parameter in llama.params.values()) and llama.identity == before
     with torch.no_grad():
         assert attribution(llama, tiny_facts(), progress=False) == first
-    frozen = llama.fork()
+    # A fork would share the tensors, and freeze the fixture for every test after this one.
+    frozen = llama.to(llama.dtype)
     for parameter in frozen.hf.parameters():
         parameter.requires_grad_(False)
     assert attribution(frozen, tiny_facts(), progress=False) == first
