@@ -11,7 +11,7 @@ export WANDB_MODE := disabled
 demo: $(VENV)/.installed
 	$(BIN)/mechunlearn demo --out report.html
 
-# Two workers of one thread each: with more, threads wait for one another and the suite takes five times as long.
+# Two workers of one thread each: with more, threads wait for one another and the suite takes several times as long.
 test: export OMP_NUM_THREADS = 1
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadscope -q

@@ -10,7 +10,6 @@ two threads, and it makes every job's numbers independent of how many run.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -62,7 +61,6 @@ class Done:
     success: float = 0.0
     retention: float = 0.0
     size: int = 0
-    seconds: float = 0.0
 
 
 def group_of(draw: int) -> int:
@@ -100,18 +98,16 @@ def done(job: Job) -> Done:
     Args:
         job: what to do.
     """
-    started = time.perf_counter()
     hm = _model(job.checkpoint)
     fitted = None
     if job.sites:
         fitted = fit(hm, Localization(job.sites), _facts(job.draw), seed=job.draw)
         hm = fitted.apply(hm)
     rows = _exam(job.draw).take(hm, job.name)
-    taken = time.perf_counter() - started
     if fitted is None or fitted.recipe is None:
-        return Done(job, rows, seconds=taken)
+        return Done(job, rows)
     size = hm.size(fitted.localization)
-    return Done(job, rows, fitted.recipe.lr, fitted.step, **_kept(fitted), size=size, seconds=taken)
+    return Done(job, rows, fitted.recipe.lr, fitted.step, **_kept(fitted), size=size)
 
 
 def fit(hm: HookedModel, localization: Localization, facts: Facts, *, seed: int) -> Edit:
