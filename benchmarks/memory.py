@@ -26,9 +26,11 @@ from benchmarks.models import Setting, setting
 from benchmarks.timing import Row
 from benchmarks.works import probes
 from benchmarks.works.reading import Difference
-from mechunlearn.encoding import Batch
-from mechunlearn.engine import Engine, Jobs, activations, capture, writes_of
-from mechunlearn.sites import Site
+from mechunlearn.core.sites.site import Site
+from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.engine import Engine
+from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.models.encoding.batch import Batch
 
 PLACES = 48
 SWEEPS = {"model": 0, "1x": PLACES, "4x": 4 * PLACES, "16x": 16 * PLACES}

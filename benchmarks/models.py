@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.model import HookedModel
+from mechunlearn.models.hooked import HookedModel
 
 FAMILIES = {"gpt2-small": "GPT2", "gemma-2-9b": "Gemma2"}
 SHAPES: Mapping[str, Mapping[str, Any]] = {

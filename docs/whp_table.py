@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 import mechunlearn as mu
-from mechunlearn import whp
-from mechunlearn.encoding import encode_text
-from mechunlearn.statistics import bootstrap_interval
+from mechunlearn.core.statistics import bootstrap_interval
+from mechunlearn.editing import whp
+from mechunlearn.models.encoding.encoder import encode_text
 
 LEARN = {"steps": 150, "lr": 1e-3}
 REINFORCE = {"steps": 30, "lr": 5e-4}

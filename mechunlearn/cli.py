@@ -16,9 +16,9 @@ import typer
 from mechunlearn.errors import MechUnlearnError, ScoresError
 
 if TYPE_CHECKING:
-    from mechunlearn.facts import Facts
-    from mechunlearn.model import HookedModel
-    from mechunlearn.scores import Scores
+    from mechunlearn.core.facts.collection import Facts
+    from mechunlearn.core.scores.scores import Scores
+    from mechunlearn.models.hooked import HookedModel
 
 app = typer.Typer(
     help="Look where a language model looks facts up, cut exactly there, and doubt the result.",
@@ -78,7 +78,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="One draw and fewer rows.")] = False,
 ) -> None:
     """Run the main job on the embedded world: look, cut, doubt, and write a report."""
-    from mechunlearn.demo import run
+    from mechunlearn.experiments.demo.running import run
 
     result = run(draws=1 if quick else draws, quick=quick)
     result.to_html(out)
@@ -105,10 +105,11 @@ def methods(
 
     Cells that are in the folder already are not made again, so a run that was interrupted goes on.
     """
-    from mechunlearn import methods as comparing
+    from mechunlearn.experiments.method_comparison.catalogue import METHODS
+    from mechunlearn.experiments.method_comparison.running import run
 
-    chosen = only or comparing.METHODS
-    found = comparing.run(out / "cells", only=chosen, steps=steps, seed=seed, workers=jobs)
+    chosen = only or METHODS
+    found = run(out / "cells", only=chosen, steps=steps, seed=seed, workers=jobs)
     found.write(out)
     if page is not None:
         found.write_into(page)
@@ -200,8 +201,8 @@ def train(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each model's process.")] = 1,
 ) -> None:
     """Rebuild the embedded checkpoints from nothing and print what they know."""
-    from mechunlearn.world.build import build, report
-    from mechunlearn.world.training import Plan
+    from mechunlearn.world.rebuild.build import build, report
+    from mechunlearn.world.rebuild.training import Plan
 
     names = [w.value for w in which or list(Checkpoint)]
     build(folder, which=names, plan=Plan(steps=steps, seed=seed, threads=threads))
@@ -215,7 +216,7 @@ def check() -> None:
     from importlib.resources import as_file
 
     from mechunlearn.world import tables
-    from mechunlearn.world.build import report
+    from mechunlearn.world.rebuild.build import report
 
     for name in Checkpoint:
         with as_file(tables.data() / name.value) as folder:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import hf_model, memory_tokenizer
-from refusing import refused, stop_button
-from small import FACTS, RETAIN, fit, made, weights
+from helpers.refusals import refused, stop_button
+from helpers.small_facts import FACTS, RETAIN, fit, made, weights
+from helpers.tiny_models import hf_model, memory_tokenizer
 
 import mechunlearn as mu
-from mechunlearn.editing import files
+from mechunlearn.editing.edits import files
 from mechunlearn.errors import DataError, FactError, MechUnlearnError, ModelError
 
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -14,19 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from refusing import refused
-from small import FACTS, FORGET, made
+from helpers.refusals import refused
+from helpers.small_facts import FACTS, FORGET, made
 from torch import Tensor
 
 import mechunlearn as mu
-from mechunlearn.errors import (
-    DataError,
-    FactError,
-    HookError,
-    LocalizationError,
-    ScoresError,
-    SiteError,
-)
+from mechunlearn.errors import DataError, FactError, HookError, LocalizationError, ScoresError, SiteError
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from benchmarks.models import Prompts, Setting
 from benchmarks.work import Peer, Work
 from benchmarks.works.reading import Difference
-from mechunlearn.encoding import Batch
-from mechunlearn.engine import Engine, activations, capture
-from mechunlearn.engine.parts import Parts
-from mechunlearn.hooks import Hook
-from mechunlearn.paths.routes import Route
-from mechunlearn.paths.sending import Sending, path_sweep
-from mechunlearn.sites import Site
+from mechunlearn.core.hooks import Hook
+from mechunlearn.core.sites.site import Site
+from mechunlearn.localization.engine.block_functions import Parts
+from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.engine import Engine
+from mechunlearn.localization.path_patching.paths import Route
+from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.models.encoding.batch import Batch
 
 
 def direct_paths(setting: Setting) -> Work:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks.models import Prompts, Setting
 from benchmarks.work import Missing, Peer, Work
-from mechunlearn.attribution.edges import edge_estimates
-from mechunlearn.attribution.streams import Graph
-from mechunlearn.patching.corruption import Pairs
-from mechunlearn.sites import Site
+from mechunlearn.core.sites.site import Site
+from mechunlearn.localization.attribution.edges import edge_estimates
+from mechunlearn.localization.attribution.graph import Graph
+from mechunlearn.localization.patching.corruption import Pairs
 
 
 def eap_edges(setting: Setting) -> Work:

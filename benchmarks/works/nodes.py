@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.models import Prompts, Setting
 from benchmarks.work import Peer, Work
-from mechunlearn.attribution.nodes import node_estimates
-from mechunlearn.patching.corruption import Pairs
-from mechunlearn.sites import Site
+from mechunlearn.core.sites.site import Site
+from mechunlearn.localization.attribution.nodes import node_estimates
+from mechunlearn.localization.patching.corruption import Pairs
 
 ROWS = 16
 

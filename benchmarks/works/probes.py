@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.models import Prompts, Setting
 from benchmarks.work import Peer, Work
-from mechunlearn.capture import capture, probe_sites
+from mechunlearn.models.activations import capture, probe_sites
 
 PROMPTS, BATCH = 1000, 40
 

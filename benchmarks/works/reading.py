@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks.models import Prompts
-from mechunlearn.engine import Final
+from mechunlearn.localization.engine.readout import Final
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,11 @@ from torch import Tensor
 from benchmarks.models import Setting
 from benchmarks.work import Peer, Work
 from benchmarks.works.reading import Probability
-from mechunlearn.encoding import Batch
-from mechunlearn.engine import Engine, Jobs, Run, Write, activations, capture, writes_of
-from mechunlearn.sites import Site
+from mechunlearn.core.sites.site import Site
+from mechunlearn.localization.engine.cached_run import Run, activations, capture
+from mechunlearn.localization.engine.engine import Engine
+from mechunlearn.localization.engine.patches import Jobs, Write, writes_of
+from mechunlearn.models.encoding.batch import Batch
 
 SUBJECT, SAMPLES, WINDOW = slice(2, 6), 10, 10
 _NOTE = (

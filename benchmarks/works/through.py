@@ -17,9 +17,9 @@ from torch import Tensor
 from benchmarks.models import Prompts, Setting
 from benchmarks.work import Peer, Work
 from benchmarks.works.direct import both, captured, clean, paths, write
-from mechunlearn.hooks import Hook, cache
-from mechunlearn.paths.routes import Route
-from mechunlearn.sites import Site
+from mechunlearn.core.hooks import Hook, cache
+from mechunlearn.core.sites.site import Site
+from mechunlearn.localization.path_patching.paths import Route
 
 HEADS = 3
 

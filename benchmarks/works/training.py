@@ -21,15 +21,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.models import Setting, setting
-from mechunlearn.editing.descent import Descent
-from mechunlearn.editing.examples import QUESTIONS_PER_TEXT
-from mechunlearn.editing.keeping import Keep, Room
-from mechunlearn.editing.recipes import Recipe
-from mechunlearn.encoding import IGNORED, Batch
-from mechunlearn.facts import Facts
-from mechunlearn.objectives.losses import nll
-from mechunlearn.objectives.reading import Positions, Read, Reading
-from mechunlearn.sites import Localization, Site
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.site import Site
+from mechunlearn.editing.edits.recipes import Recipe
+from mechunlearn.editing.objectives.losses import nll
+from mechunlearn.editing.objectives.reading import Positions, Read, Reading
+from mechunlearn.editing.training.activation_cache import Keep, Room
+from mechunlearn.editing.training.examples import QUESTIONS_PER_TEXT
+from mechunlearn.editing.training.optimization import Descent
+from mechunlearn.models.encoding.batch import IGNORED, Batch
 
 FED = 32
 """Tokens fed per text; fewer where a tiny model is tried out."""

@@ -17,15 +17,16 @@ from dataclasses import replace
 from importlib.resources import as_file
 from typing import TYPE_CHECKING, Literal
 
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError, ModelError, one_of
-from mechunlearn.facts import Fact, Facts
 from mechunlearn.world import tables
 from mechunlearn.world.asking import country_fact, other_fact, sport_fact
 from mechunlearn.world.draw import GROUPS, Person
 from mechunlearn.world.grammar import text
 
 if TYPE_CHECKING:
-    from mechunlearn.model import HookedModel
+    from mechunlearn.models.hooked import HookedModel
 
 __all__ = ["facts", "model"]
 
@@ -53,8 +54,8 @@ def model(which: Literal["original", "gold"] = "original") -> HookedModel:
     """
     import torch
 
-    from mechunlearn.model import HookedModel
-    from mechunlearn.model.quieting import quiet
+    from mechunlearn.models.hooked import HookedModel
+    from mechunlearn.models.progress_bars import quiet
 
     if which not in ("original", "gold"):
         raise ModelError(one_of("which", which, ("original", "gold")))

@@ -1,0 +1,1 @@
+"""What an audit found, as a value with a table, pictures and a verdict in words."""

@@ -1,8 +1,0 @@
-"""Write facts into a matrix by solving for it: ROME, MEMIT, and AlphaEdit's null space."""
-
-from mechunlearn.closed_form.keys import KeyStatistics as KeyStatistics
-from mechunlearn.closed_form.keys import key_statistics as key_statistics
-from mechunlearn.closed_form.rank_one import rome as rome
-from mechunlearn.closed_form.spreading import memit as memit
-
-__all__ = ["KeyStatistics", "key_statistics", "memit", "rome"]

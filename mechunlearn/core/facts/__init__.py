@@ -1,0 +1,1 @@
+"""Facts and collections of facts, as values."""

@@ -1,0 +1,259 @@
+"""One fact as a value: what is asked, about whom, what is answered, and what goes with it.
+
+1. A ``Fact`` is one question in one phrasing, with everything an edit or an audit may want to know about it.
+2. It checks itself when it is made, so what exists is usable.
+3. Its other forms (`asking`, `phrasings`, `multiple_choice`) are facts again, scored by the same code.
+4. `to_record` and `from_record` turn it into what JSON can hold, and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from mechunlearn.core.facts import files
+from mechunlearn.errors import FactError, one_of
+
+Split = Literal["forget", "retain", "test"]
+Phrasing = Literal["train", "validation", "held_out"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+_LETTER = re.compile(r"\{([A-Z])\}")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact: a prompt that names a subject, and the answer that completes it.
+
+    Lists are accepted where tuples are declared; treat `neighbours` as read-only.
+
+    Args:
+        prompt: the question or the start of a statement, without the answer; always a training phrasing.
+        subject: whom it is about, exactly as written in the prompt.
+        answer: what completes the prompt; a space joins them where neither has one.
+        foil: a wrong answer to compare with.
+        new: what an edit should make the model say instead.
+        relation: what is asked, such as ``"sport"``.
+        split: ``"forget"`` is to be cut, ``"retain"`` may be trained on to keep it, ``"test"`` is never
+            trained on by an edit or an attack and only scored.
+        validation: phrasings (full prompts) for choosing steps and learning rates, never trained on.
+        held_out: phrasings only for the final audit.
+        train: further phrasings that may be trained on, beside `prompt`.
+        options: all candidate answers, scored whole; `answer` and `new` are among them.
+        choice: a multiple-choice prompt with fields ``{A} {B} ...`` that ends before the letter.
+        entailed: facts that should follow the edit; their `new` is what they would become.
+        others: other facts of the same subject, which must survive.
+        neighbours: untouched facts by the kind of likeness, such as ``"same first name"``.
+
+    Raises:
+        FactError: what is given contradicts itself; the message says how to mend it.
+
+    Example:
+        >>> fact = Fact("Mary Lee plays the sport of", "Mary Lee", "golf", new="tennis")
+        >>> fact.subject_span
+        (0, 8)
+    """
+
+    prompt: str
+    subject: str
+    answer: str
+    foil: str | None = None
+    new: str | None = None
+    relation: str = ""
+    split: Split = "forget"
+    validation: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    choice: str | None = None
+    entailed: tuple[Fact, ...] = ()
+    others: tuple[Fact, ...] = ()
+    neighbours: Mapping[str, tuple[Fact, ...]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in (*_TEXTS, *_FACTS):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        neighbours = {kind: tuple(facts) for kind, facts in self.neighbours.items()}
+        object.__setattr__(self, "neighbours", neighbours)
+        self._check_words()
+        self._check_options()
+        self._check_phrasings()
+
+    def _check_words(self) -> None:
+        if self.split not in SPLITS:
+            raise FactError(one_of("split", self.split, SPLITS))
+        if not self.subject.strip():
+            raise FactError(f"the fact {self.prompt!r} has an empty subject; name whom it is about")
+        prompts = (self.prompt, *self.train, *self.validation, *self.held_out)
+        for prompt in prompts if self.choice is None else (*prompts, self.choice):
+            if self.subject not in prompt:
+                raise FactError(
+                    f"the prompt {prompt!r} does not contain its subject {self.subject!r}; write the subject "
+                    "as it stands in the prompt, capitals and spaces included"
+                )
+        for name, word in (("answer", self.answer), ("foil", self.foil), ("new", self.new)):
+            if word is not None and not word.strip():
+                remedy = "give at least one word" if name == "answer" else "give a word, or None"
+                raise FactError(f"the {name} of {self.prompt!r} is empty; {remedy}")
+            if word is not None and name != "answer" and word.strip() == self.answer.strip():
+                raise FactError(
+                    f"the {name} of {self.prompt!r} equals the answer {self.answer!r}; "
+                    "give another word, or None"
+                )
+
+    def _check_options(self) -> None:
+        if self.options:
+            for name, word in (("answer", self.answer), ("new", self.new)):
+                if word is not None and word not in self.options:
+                    raise FactError(
+                        f"the options {self.options} of {self.prompt!r} lack the {name} {word!r}; add it"
+                    )
+            if len({option.strip() for option in self.options}) < len(self.options):
+                raise FactError(f"the options {self.options} of {self.prompt!r} repeat one; remove it")
+        letters = () if self.choice is None else _letters(self.choice)
+        if self.choice is not None and not 2 <= len(letters) <= len(self.options):
+            raise FactError(
+                f"the multiple-choice prompt {self.choice!r} has {len(letters)} fields such as {{A}} and the "
+                f"fact has {len(self.options)} options; give two fields or more, and at least as many options"
+            )
+
+    def _check_phrasings(self) -> None:
+        for name, prompts in (("validation", self.validation), ("held_out", self.held_out)):
+            for prompt in prompts:
+                if prompt in self.train_prompts or (name == "held_out" and prompt in self.validation):
+                    raise FactError(
+                        f"the {name} phrasing {prompt!r} is also listed for another use; keep it in one of "
+                        "train, validation and held_out"
+                    )
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Where the subject stands in the prompt, in characters.
+
+        The last occurrence that is a word of its own counts (so ``"Ann"`` is not found in ``"Anna"``):
+        a prompt that opens with examples puts the question last.
+        """
+        found = list(re.finditer(rf"(?<!\w){re.escape(self.subject)}(?!\w)", self.prompt))
+        start = found[-1].start() if found else self.prompt.rfind(self.subject)
+        return start, start + len(self.subject)
+
+    @property
+    def train_prompts(self) -> tuple[str, ...]:
+        """The prompts an edit may train on: `prompt` and `train`."""
+        return (self.prompt, *self.train)
+
+    def replace(self, **changes: Any) -> Fact:
+        """Return a copy with some fields changed, checked anew."""
+        return dataclasses.replace(self, **changes)
+
+    def asking(self, prompt: str) -> Fact:
+        """Return the same fact asked in one way alone: other phrasings are left behind."""
+        return self.replace(prompt=prompt, train=(), validation=(), held_out=())
+
+    def phrasings(self, which: Phrasing) -> tuple[Fact, ...]:
+        """Return the same fact once for every phrasing of one kind.
+
+        Args:
+            which: ``"train"`` (with `prompt` first), ``"validation"`` or ``"held_out"``.
+
+        Raises:
+            FactError: there is no such kind.
+
+        Example:
+            >>> fact = Fact("Mary plays", "Mary", "golf", train=("The sport of Mary is",))
+            >>> [f.prompt for f in fact.phrasings("train")]
+            ['Mary plays', 'The sport of Mary is']
+        """
+        if which not in get_args(Phrasing):
+            raise FactError(one_of("which", which, get_args(Phrasing)))
+        prompts = self.train_prompts if which == "train" else getattr(self, which)
+        return tuple(self.asking(prompt) for prompt in prompts)
+
+    def multiple_choice(self, seed: int) -> Fact:
+        """Return the fact as a multiple-choice question, answered by a letter.
+
+        Answer, new answer and foil are among the options shown, the others are drawn; all are shuffled, by
+        the seed and the fact, so that one seed gives every fact another order.
+
+        Raises:
+            FactError: the fact has no `choice`.
+
+        Example:
+            >>> fact = Fact("Mary plays", "Mary", "golf", options=("golf", "tennis"),
+            ...             choice="Q: What does Mary play? A {A} B {B} Answer:")
+            >>> fact.multiple_choice(0).options
+            ('A', 'B')
+        """
+        if self.choice is None:
+            raise FactError(f"the fact {self.prompt!r} has no multiple-choice prompt; give it `choice=`")
+        rng = random.Random(f"{seed} {self.choice}")
+        letters = _letters(self.choice)
+        rest = rng.sample(self.options, len(self.options))
+        wanted = [word for word in (self.answer, self.new, self.foil) if word in self.options]
+        shown = list(dict.fromkeys([*wanted, *rest]))[: len(letters)]
+        rng.shuffle(shown)
+        letter_of = {word: letter for letter, word in zip(letters, shown, strict=True)}
+        word_of = dict(zip(letters, shown, strict=True))
+        return Fact(
+            prompt=_LETTER.sub(lambda match: word_of[match[1]].strip(), self.choice),
+            subject=self.subject,
+            answer=letter_of[self.answer],
+            new=None if self.new is None else letter_of[self.new],
+            foil=None if self.foil is None else letter_of.get(self.foil),
+            relation=self.relation,
+            split=self.split,
+            options=letters,
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the fields that are set, as JSON can hold them."""
+        record = {name: getattr(self, name) for name in FIELDS}
+        for name in _FACTS:
+            record[name] = [fact.to_record() for fact in record[name]]
+        record["neighbours"] = {k: [f.to_record() for f in facts] for k, facts in self.neighbours.items()}
+        return {name: value for name, value in record.items() if value not in (None, (), [], {}, "")}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], *, columns: Mapping[str, str] | None = None) -> Fact:
+        """Make a fact of a dictionary; see `Facts.from_records`."""
+        values = files.renamed(record, columns, fields=FIELDS)
+        for name, cell in values.items():
+            if name in _TEXTS:
+                values[name] = tuple(str(text) for text in files.several(cell))
+            elif name in _FACTS:
+                values[name] = _nested(files.several(cell))
+            elif name == "neighbours":
+                values[name] = _neighbours(files.parsed(cell) if isinstance(cell, str) else cell)
+            else:
+                values[name] = str(cell)
+        return cls(**values)
+
+
+_TEXTS = ("validation", "held_out", "train", "options")
+_FACTS = ("entailed", "others")
+FIELDS = tuple(f.name for f in dataclasses.fields(Fact))
+
+
+def _letters(template: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_LETTER.findall(template)))
+
+
+def _nested(facts: Iterable[object]) -> tuple[Fact, ...]:
+    return tuple(fact if isinstance(fact, Fact) else Fact.from_record(_mapping(fact)) for fact in facts)
+
+
+def _neighbours(kinds: object) -> dict[str, tuple[Fact, ...]]:
+    likenesses = _mapping(kinds, '{"same sport": [...]}')
+    return {kind: _nested(files.several(facts)) for kind, facts in likenesses.items()}
+
+
+def _mapping(
+    cell: object, expected: str = '{"prompt": ..., "subject": ..., "answer": ...}'
+) -> Mapping[str, Any]:
+    if not isinstance(cell, Mapping):
+        raise FactError(f"{cell!r} stands where facts are nested; write them as {expected}")
+    return cell

@@ -1,0 +1,189 @@
+"""Records on disk: CSV and JSON lines, read and written without knowing what a fact is.
+
+A record is a plain dictionary. What is read goes through three steps:
+
+1. The file becomes dictionaries; a line that cannot be read is an error that names the line.
+2. A column mapping renames their keys to the names of ``Fact``; a missing column is an error that lists
+   the columns there are.
+3. Cells that hold several values become tuples: a list as it is, a JSON list as text, or text split at ``|``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mechunlearn.errors import DataError, FactError, one_of
+
+FORMAT = "mechunlearn.core.facts/1"
+REQUIRED = ("prompt", "subject", "answer")
+
+
+def absent(value: object) -> bool:
+    """Say whether a cell holds nothing: None, an empty string or list, or pandas' NaN.
+
+    Example:
+        >>> absent(""), absent(float("nan")), absent(0)
+        (True, True, False)
+    """
+    if isinstance(value, float):
+        return value != value
+    return value is None or (isinstance(value, str | Sequence | Mapping) and not value)
+
+
+def several(cell: object) -> tuple[Any, ...]:
+    """Read a cell that may hold several values.
+
+    Args:
+        cell: a list or tuple, a JSON list as text, or text whose values are separated by ``|``.
+
+    Raises:
+        FactError: the text starts like a JSON list and is none.
+
+    Example:
+        >>> several("golf | tennis"), several('["golf", "tennis"]')
+        (('golf', 'tennis'), ('golf', 'tennis'))
+    """
+    if not isinstance(cell, str):
+        return tuple(cell) if isinstance(cell, Iterable) and not isinstance(cell, Mapping) else (cell,)
+    if cell.lstrip().startswith("["):
+        return tuple(parsed(cell))
+    return tuple(part.strip() for part in cell.split("|"))
+
+
+def parsed(cell: str) -> Any:
+    """Read a cell of JSON text.
+
+    Raises:
+        FactError: the text is not JSON.
+
+    Example:
+        >>> parsed('{"same sport": []}')
+        {'same sport': []}
+    """
+    try:
+        return json.loads(cell)
+    except json.JSONDecodeError as error:
+        raise FactError(
+            f"cell {cell[:60]!r} starts like JSON and cannot be read ({error}); write a JSON list, "
+            "or values separated by '|'"
+        ) from None
+
+
+def renamed(
+    record: Mapping[str, Any], columns: Mapping[str, str] | None, *, fields: Sequence[str]
+) -> dict[str, Any]:
+    """Pick the fields of a fact out of a record.
+
+    Args:
+        record: one row; keys that are no field of a fact are left out.
+        columns: field -> column, for those whose names differ.
+        fields: the names of all fields.
+
+    Raises:
+        FactError: `columns` names no field, or a column is missing.
+
+    Example:
+        >>> renamed({"q": "Mary plays", "subject": "Mary", "answer": "golf", "id": 7},
+        ...         {"prompt": "q"}, fields=("prompt", "subject", "answer"))
+        {'prompt': 'Mary plays', 'subject': 'Mary', 'answer': 'golf'}
+    """
+    columns = dict(columns or {})
+    for field in columns:
+        if field not in fields:
+            raise FactError(one_of("a key of columns", field, fields))
+    for field in (*columns, *REQUIRED):
+        column = columns.get(field, field)
+        if column not in record:
+            there = ", ".join(repr(name) for name in record)
+            raise FactError(
+                f"column {column!r}, wanted for {field!r}, is not among the columns {there}; "
+                f"say which column holds it, as in columns={{{field!r}: ...}}"
+            )
+    picked = {field: record.get(columns.get(field, field)) for field in fields}
+    missing = {field: "" for field in REQUIRED}
+    return missing | {field: value for field, value in picked.items() if not absent(value)}
+
+
+def read_csv(path: str | Path) -> list[dict[str, Any]]:
+    """Read a CSV file with a header row (UTF-8, with or without a byte-order mark).
+
+    Raises:
+        DataError: the file is not UTF-8 text, or a row has more cells than the header has columns.
+    """
+    rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(_text(path), newline="")))
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise DataError(
+                f"{path}: row {number} has more cells than the header has columns; put quotation marks "
+                "around cells that hold a comma"
+            )
+    return rows
+
+
+def read_jsonl(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read JSON lines, with or without the header line that `write_jsonl` writes.
+
+    Returns:
+        The header (empty if there is none), and the records.
+
+    Raises:
+        DataError: a line is not a JSON object, the file is of another format, or it is empty or cut short.
+    """
+    lines = _text(path).split("\n")
+    rows = [_object(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not rows:
+        raise DataError(f"{path} is empty, expected a fact a line; write it again with Facts.to_jsonl")
+    if "format" not in rows[0]:
+        return {}, rows
+    header, rows = rows[0], rows[1:]
+    if header["format"] != FORMAT:
+        raise DataError(f"{path} has the format {header['format']!r}, expected {FORMAT!r}")
+    if header.get("facts", len(rows)) != len(rows):
+        raise DataError(
+            f"{path} announces {header['facts']} facts and holds {len(rows)}: it is cut short or altered; "
+            "write it again with Facts.to_jsonl"
+        )
+    text = header.get("text", [])
+    if not isinstance(text, list) or not all(isinstance(sentence, str) for sentence in text):
+        raise DataError(
+            f"{path}: the text of its header is {str(text)[:60]!r}, expected a list of strings; "
+            "write it again with Facts.to_jsonl"
+        )
+    return header, rows
+
+
+def write_jsonl(
+    path: str | Path, records: Sequence[Mapping[str, Any]], *, text: Sequence[str], name: str
+) -> None:
+    """Write a header line, then one record a line; the file appears whole or not at all."""
+    header = {"format": FORMAT, "name": name, "facts": len(records), "text": list(text)}
+    lines = [json.dumps(row, ensure_ascii=False) for row in (header, *records)]
+    target = Path(path)
+    draft = target.with_name(target.name + ".part")
+    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    draft.replace(target)
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}); save it again as UTF-8") from None
+
+
+def _object(line: str, path: str | Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: line {number} is not JSON ({error.msg}): {line[:60]!r}; "
+            "the file is cut short or altered, write it again"
+        ) from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path}: line {number} must be a JSON object; not {line[:60]!r}")
+    return row

@@ -1,0 +1,1 @@
+"""Labelled arrays of scores over sites."""

@@ -1,0 +1,112 @@
+"""Label an array of scores: one stacked dimension of sites, with what is known of each as its coordinates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+
+from mechunlearn.core.sites.site import Site
+from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.errors import ScoresError, one_of
+
+DIMS = ("fact", "sample", "site", "pos", "metric")
+
+
+def label(
+    values: Float[np.ndarray, "..."] | Float[torch.Tensor, "..."],
+    sites: Sequence[Site],
+    dims: tuple[str, ...],
+    *,
+    params: Mapping[Site, int] | ModelSites | None = None,
+    total_params: int | None = None,
+    tokens: Sequence[str] | None = None,
+    metrics: Sequence[str] | Mapping[str, str] | None = None,
+    facts: Sequence[int] | None = None,
+) -> xr.DataArray:
+    """Copy an array into a read-only labelled one; the arguments are those of ``Scores.of``.
+
+    Raises:
+        ScoresError: if dimensions, labels and array do not fit each other.
+    """
+    array = values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else values
+    array = np.array(array, dtype=np.float64)
+    array.flags.writeable = False
+    names = None if metrics is None else list(metrics)
+    _check(array.shape, dims, {"site": sites, "pos": tokens, "metric": names, "fact": facts})
+    sizes = dict(zip(dims, array.shape, strict=True))
+    counts = _counts({*sites, *map(component, sites)}, params)
+    coords = {dim: range(size) for dim, size in sizes.items()} | site_coords(sites, counts)
+    if facts is not None:
+        coords["fact"] = list(facts)
+    if "pos" in sizes:
+        # Tokens repeat, so they stand beside the positions and never index them.
+        coords["token"] = ("pos", list(tokens or map(str, range(sizes["pos"]))))
+    if names:
+        coords["metric"] = names
+    if isinstance(metrics, Mapping):
+        coords["unit"] = ("metric", list(metrics.values()))
+    if total_params is None:
+        total_params = sum(coords["params"][1])
+        if isinstance(params, ModelSites):
+            total_params = params.size(site for site in params if site.kind != "embed" or site in sites)
+    components = {str(site): counts[site] for site in dict.fromkeys(map(component, sites)) if site in counts}
+    return xr.DataArray(array, coords, dims, attrs={"total_params": total_params, "components": components})
+
+
+def component(site: Site) -> Site:
+    """The whole component that holds a site's weights: ``L5.attn`` of ``L5.head[2].q``."""
+    return (site, *site.wider)[-1]
+
+
+def site_coords(sites: Sequence[Site], counts: Mapping[Site, int]) -> dict[str, Any]:
+    """Everything that is known of each site, as coordinates along the dimension ``site``."""
+
+    def head(site: Site) -> int:
+        return site.index if site.kind in ("head", "pattern") and site.index is not None else -1
+
+    return {
+        "site": [str(site) for site in sites],
+        "layer": ("site", [-1 if site.layer is None else site.layer for site in sites]),
+        "kind": ("site", [site.kind for site in sites]),
+        "head": ("site", [head(site) for site in sites]),
+        "params": ("site", [counts.get(site, 0) for site in sites]),
+    }
+
+
+def _counts(sites: set[Site], params: Mapping[Site, int] | ModelSites | None) -> dict[Site, int]:
+    """The parameters of every weight site that is known to have any."""
+    weights = [site for site in sites if site.has_weights]
+    if params is None:
+        return {}
+    if isinstance(params, ModelSites):
+        params.check(weights)
+        # Heads and neurons of a layer are alike, and there are thousands: count one of each.
+        alike = {(site.kind, site.layer, site.part): site for site in weights}
+        sizes = {key: params.size([site]) for key, site in alike.items()}
+        return {site: sizes[site.kind, site.layer, site.part] for site in weights}
+    return {site: int(params[site]) for site in weights if site in params}
+
+
+def _check(shape: tuple[int, ...], dims: tuple[str, ...], labels: Mapping[str, Sequence[Any] | None]) -> None:
+    for dim in dims:
+        if dim not in DIMS:
+            raise ScoresError(one_of("a dimension of scores", dim, DIMS))
+    if len(shape) != len(dims) or len(set(dims)) != len(dims) or "site" not in dims:
+        raise ScoresError(
+            f"dims name each dimension once, and 'site' is one; {dims} does not fit shape {shape}"
+        )
+    for dim, given in labels.items():
+        size = shape[dims.index(dim)] if dim in dims else 0
+        if given is not None and len(given) != size:
+            raise ScoresError(f"{len(given)} labels for {dim!r}, whose size is {size}; give one for each")
+    if "metric" in dims and labels["metric"] is None:
+        raise ScoresError("a dimension 'metric' needs the names of its metrics; pass metrics=")
+    (site, times), *_ = Counter(labels["site"] or ["no site"]).most_common(1)
+    if times > 1:
+        raise ScoresError(f"{site} is scored {times} times; give every site once")

@@ -1,0 +1,282 @@
+"""A labelled array of scores over sites, which selects, reduces and draws itself.
+
+1. The values are an xarray with one stacked dimension ``site``; layer, kind, head and parameter count are
+   its coordinates, so a selection by budget needs no model. Other dimensions are ``fact``, ``sample``,
+   ``pos`` and ``metric``. Tokens label positions and never index them, since they repeat.
+2. Reductions are explicit: facts and samples by their mean, positions by the value farthest from 0 with its
+   sign, and a metric has to be selected. What does not exist (the middle of a subject of one token) is NaN
+   and left out. Heads and neurons become whole components by ``combine``.
+3. A selection ranks the reduced scores and takes sites from the top: a number of them, those above a
+   threshold, or as many as a budget of parameters allows, which is never exceeded unless asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+
+from mechunlearn.core.scores.combining import combine
+from mechunlearn.core.scores.drawing import curves, heatmap
+from mechunlearn.core.scores.intervals import intervals
+from mechunlearn.core.scores.labels import label
+from mechunlearn.core.scores.selection import Selecting
+from mechunlearn.core.sites.site import Site
+from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.errors import ScoresError, one_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(Selecting):
+    """One number per site, and per fact, sample, position or metric where there are several.
+
+    Build one with ``Scores.of``; every localizer returns one.
+
+    Args:
+        values: an array with a dimension ``site`` and the coordinates that ``Scores.of`` writes.
+        evidence: other scores that these were derived from, by name.
+        recipe: the facts and options they were measured with, where a verb such as `verify` can measure
+            again.
+
+    Example:
+        >>> sites = [Site.parse(text) for text in ("L0.mlp", "L1.mlp", "L2.mlp")]
+        >>> scores = Scores.of(np.array([0.1, -0.9, 0.5]), sites, params=dict.fromkeys(sites, 100))
+        >>> scores.top(1)
+        Localization(L1.mlp; scores, top 1)
+        >>> scores.top(params=0.4, by="signed")
+        Localization(L2.mlp; scores, top 40 % of parameters (100 parameters, gap -16.7 %))
+    """
+
+    values: xr.DataArray
+    evidence: Mapping[str, Scores] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        values: Float[np.ndarray, "..."] | Float[torch.Tensor, "..."],
+        sites: Sequence[Site],
+        *,
+        dims: tuple[str, ...] = ("site",),
+        params: Mapping[Site, int] | ModelSites | None = None,
+        total_params: int | None = None,
+        tokens: Sequence[str] | None = None,
+        metrics: Sequence[str] | Mapping[str, str] | None = None,
+        facts: Sequence[int] | None = None,
+        title: str = "scores",
+        unit: str = "score",
+        evidence: Mapping[str, Scores] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> Scores:
+        """Label an array.
+
+        Args:
+            values: the scores; NaN where there is none. Copied.
+            sites: the sites along the dimension ``site``.
+            dims: name of every dimension of ``values``; among ``fact sample site pos metric``.
+            params: number of parameters of every weight site, and of the components they are parts of; or
+                ``hm.sites``, which counts them. Default 0, which no budget can select from.
+            total_params: parameters of all weight sites at this grain, of which ``top(params=0.1)`` is a
+                share; default those of every ``attn`` and ``mlp`` where ``hm.sites`` is given, else those of
+                ``sites``.
+            tokens: label of every position; may repeat.
+            metrics: name of every metric; or names with the unit of each, where units differ.
+            facts: number of every fact among those that were asked about, where some were left out.
+            title: what was measured; written above figures and into the source of selections.
+            unit: what the numbers are.
+            evidence: other scores that these were derived from, by name.
+            recipe: the facts and options they were measured with.
+
+        Raises:
+            ScoresError: if dimensions, labels and array do not fit each other.
+        """
+        labelled = label(
+            values,
+            sites,
+            dims,
+            params=params,
+            total_params=total_params,
+            tokens=tokens,
+            metrics=metrics,
+            facts=facts,
+        )
+        return cls(labelled.assign_attrs(title=title, unit=unit), dict(evidence or {}), dict(recipe or {}))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in the order of the array."""
+        return tuple(Site.parse(str(site)) for site in self.values["site"].values)
+
+    @property
+    def title(self) -> str:
+        """What was measured."""
+        return str(self.values.attrs["title"])
+
+    def __eq__(self, other: object) -> bool:
+        return self.values.identical(other.values) if isinstance(other, Scores) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def only(self, *kinds: str) -> Scores:
+        """Keep the sites of some kinds, such as ``"mlp"``; ``total_params`` stays.
+
+        Raises:
+            ScoresError: if there is no site of a kind.
+        """
+        there = list(dict.fromkeys(self.values["kind"].values.tolist()))
+        for kind in kinds:
+            if kind not in there:
+                raise ScoresError(one_of("a kind of these scores", kind, there))
+        return self._with(self.values.isel(site=np.isin(self.values["kind"], kinds)))
+
+    def sel(
+        self,
+        *,
+        fact: int | None = None,
+        sample: int | None = None,
+        pos: int | str | None = None,
+        metric: str | None = None,
+    ) -> Scores:
+        """Pick one fact, sample, position (by number or by token) or metric, and drop that dimension.
+
+        Raises:
+            ScoresError: if a dimension or label is not there, or a token stands at several positions.
+        """
+        values = self.values
+        for dim, wanted in {"fact": fact, "sample": sample, "pos": pos, "metric": metric}.items():
+            if wanted is not None:
+                self._require(dim)
+                choices = values["token" if isinstance(wanted, str) and dim == "pos" else dim].values.tolist()
+                places = [place for place, choice in enumerate(choices) if choice == wanted]
+                if not places:
+                    raise ScoresError(one_of(dim, wanted, choices))
+                if len(places) > 1:
+                    raise ScoresError(f"{wanted!r} stands at positions {places}; select one by its number")
+                if dim == "metric" and "unit" in values.coords:
+                    values = values.assign_attrs(unit=str(values["unit"].values[places[0]]))
+                values = values.isel({dim: places[0]}, drop=True)
+        return self._with(values)
+
+    def mean(self, *dims: str) -> Scores:
+        """Average over some dimensions, leaving out what is NaN.
+
+        Raises:
+            ScoresError: if a dimension is not there.
+        """
+        for dim in dims:
+            self._require(dim)
+        return self._with(self.values.mean(dims, keep_attrs=True))
+
+    def reduce(self) -> Scores:
+        """Reduce to one number per site: means of facts and samples, then the extreme over positions.
+
+        Raises:
+            ScoresError: if there are several metrics, of which one has to be selected first.
+        """
+        if self.values.sizes.get("metric") == 1:
+            return self.sel(metric=str(self.values["metric"].values[0])).reduce()
+        if "metric" in self.values.dims:
+            metrics = self.values["metric"].values.tolist()
+            raise ScoresError(f"several metrics give no one number per site; .sel(metric=) one of {metrics}")
+        values = self._averaged()
+        if "pos" in values.dims:
+            farthest = abs(values).fillna(-1).argmax("pos")
+            values = values.isel(pos=farthest).drop_vars(("pos", "token"))
+        return self._with(values)
+
+    def combine(
+        self, how: Literal["sum", "mean", "max"] = "sum", *, sites: ModelSites | None = None
+    ) -> Scores:
+        """Combine heads into whole attentions, and neurons or halves into whole MLPs.
+
+        Facts, samples, positions and metrics stay, and each is combined by itself; for the extreme of the
+        means, write ``scores.reduce().combine("max")``.
+
+        Args:
+            how: ``"sum"``, ``"mean"``, or ``"max"``: the part farthest from 0, with its sign.
+            sites: the sites of the model, ``hm.sites``, which count all parameters of a component (its parts
+                hold no output bias). Not needed where the scores were made with ``params=hm.sites``.
+
+        Raises:
+            ScoresError: for an unknown `how`, a state, or a component scored both whole and in parts.
+
+        Example:
+            >>> heads = [Site("head", layer, head) for layer in range(2) for head in range(2)]
+            >>> scores = Scores.of(np.array([0.5, -0.1, 0.3, 0.3]), heads)
+            >>> scores.combine("sum").top(1), scores.combine("max").top(1)
+            (Localization(L1.attn; ...), Localization(L0.attn; ...))
+        """
+        return self._with(combine(self.values, how, sites=sites))
+
+    def _require(self, dim: str) -> None:
+        if dim not in self.values.dims:
+            raise ScoresError(one_of("a dimension of these scores", dim, self.values.dims))
+
+    def _with(self, values: xr.DataArray) -> Scores:
+        values.values.flags.writeable = False
+        return Scores(values, self.evidence, self.recipe)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per number, with its site, layer, kind, parameters and the other labels."""
+        return self.values.to_dataframe(name="score").reset_index()
+
+    def intervals(self, *, level: float = 0.95, seed: int = 0, samples: int = 2000) -> pd.DataFrame:
+        """Tabulate the mean over facts with its bootstrap interval, one row per site.
+
+        Samples are averaged first; facts that are NaN for a site are left out there. The interval is the
+        percentile bootstrap over facts, as ``PatchingResult.bootstrap_ci`` of TransformerLens takes it over
+        the examples of a batch: only the default number of resamplings (there 1000) and the draws differ.
+
+        Args:
+            level: the share of resampled means inside the interval, between 0 and 1.
+            seed: of the resampling, which is the same for all sites.
+            samples: how many resampled means.
+
+        Returns:
+            A row for every site, and for every position and metric where there are several, with the columns
+            of ``to_frame``, ``mean``, ``low``, ``high`` and the number of ``facts`` behind them. One fact
+            has a mean and no interval.
+
+        Raises:
+            ScoresError: if there are no facts, or `level` or `samples` is out of range.
+
+        Example:
+            >>> mlps = [Site("mlp", 0), Site("mlp", 1)]
+            >>> scores = Scores.of(np.array([[1.0, 0.0], [3.0, 0.5]]), mlps, dims=("fact", "site"))
+            >>> scores.intervals()[["site", "mean", "low", "high"]].round(2).values.tolist()
+            [['L0.mlp', 2.0, 1.0, 3.0], ['L1.mlp', 0.25, 0.0, 0.5]]
+
+        Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+        """
+        self._require("fact")
+        values = self.values.mean("sample") if "sample" in self.values.dims else self.values
+        return intervals(values, level=level, seed=seed, samples=samples)
+
+    def heatmap(self) -> go.Figure:
+        """Draw the mean over facts and samples: layer by component, or layer by position."""
+        return heatmap(self._averaged())
+
+    def curves(self) -> go.Figure:
+        """Draw the reduced scores over depth, a curve for every component of a layer and every metric."""
+        if "pos" in self.values.dims:
+            return curves(self.reduce().values)
+        return curves(self._averaged())
+
+    def _averaged(self) -> xr.DataArray:
+        return self.mean(*(dim for dim in ("fact", "sample") if dim in self.values.dims)).values
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{dim} {size}" for dim, size in self.values.sizes.items())
+        return f"Scores({self.title}; {sizes})"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {**self.heatmap()._repr_mimebundle_(include, exclude), "text/plain": repr(self)}

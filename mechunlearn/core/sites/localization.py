@@ -1,0 +1,192 @@
+"""A frozen set of weight sites: the value that every localizer ends in and every edit starts from.
+
+1. A localization is disjoint: no weight is named twice, so parameters are counted by adding.
+2. Set operations hold both operands to the same rule, because ``{L3.mlp} - {L3.mlp.neuron[7]}`` would
+   otherwise take nothing away without a word. ``refine`` brings sets to one grain.
+3. On disk it is a list of site strings that people can read and write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mechunlearn.core.sites.site import Site
+from mechunlearn.errors import DataError, LocalizationError, one_of
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from mechunlearn.core.sites.universe import ModelSites
+
+FORMAT = "mechunlearn.localization/1"
+
+
+class Localization(Set[Site]):
+    """A frozen set of disjoint weight sites: where an edit may write.
+
+    The operators ``| & - ^ <= ==`` work on whole sites and keep the type; iteration is sorted; two
+    localizations of the same sites are equal wherever they came from. The empty set is a legal value.
+
+    Args:
+        sites: sites, or the strings they print as.
+        source: a few words on where the set came from; shown and saved, never compared.
+
+    Raises:
+        SiteError: if a string is no site.
+        LocalizationError: if two sites share weights, or one is a state site.
+
+    Example:
+        >>> found = Localization(["L4.mlp", "L3.mlp"], source="by hand")
+        >>> found
+        Localization(L3.mlp, L4.mlp; by hand)
+        >>> found - Localization(["L4.mlp", "L5.attn"])
+        Localization(L3.mlp)
+    """
+
+    __slots__ = ("_sites", "_source")
+
+    def __init__(self, sites: Iterable[Site | str] = (), *, source: str = "") -> None:
+        if isinstance(sites, str):
+            raise LocalizationError(f"sites are given as a list: [{sites!r}]; not {sites!r}")
+        read = {Site.parse(site) if isinstance(site, str) else site for site in sites}
+        _require_weights(read)
+        _require_disjoint(read)
+        # A dictionary is a set that remembers its order.
+        self._sites = dict.fromkeys(sorted(read, key=lambda site: site.key))
+        self._source = source
+
+    @property
+    def source(self) -> str:
+        """A few words on where the set came from."""
+        return self._source
+
+    def __contains__(self, site: object) -> bool:
+        return (Site.parse(site) if isinstance(site, str) else site) in self._sites
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._sites))
+
+    def __and__(self, other: Set[Any]) -> Localization:
+        theirs = self._comparable(other)
+        return Localization([site for site in self if site in theirs])
+
+    def __or__(self, other: Set[Any]) -> Localization:
+        return Localization([*self, *self._comparable(other)])
+
+    def __sub__(self, other: Set[Any]) -> Localization:
+        theirs = self._comparable(other)
+        return Localization([site for site in self if site not in theirs])
+
+    def __xor__(self, other: Set[Any]) -> Localization:
+        return (self | other) - (self & other)
+
+    def __rsub__(self, other: Set[Any]) -> Localization:
+        return self._comparable(other) - self
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def isdisjoint(self, other: Iterable[Any]) -> bool:
+        """Whether no site is in both."""
+        return not self & Localization(other)
+
+    def _comparable(self, other: Iterable[Any]) -> Localization:
+        """Read the other operand, and refuse one that cuts the same weights at another grain."""
+        theirs = other if isinstance(other, Localization) else Localization(other)
+        _require_disjoint({*self, *theirs})
+        return theirs
+
+    def refine(self, grain: Literal["head", "neuron"], sites: ModelSites) -> Localization:
+        """Write every whole ``attn`` as its heads, or every whole ``mlp`` as its neurons.
+
+        Under grouped queries the heads come with their ``kv`` groups. Output biases belong to no head and
+        no neuron, so the refined set may be a few parameters smaller.
+
+        Args:
+            grain: ``"head"`` or ``"neuron"``.
+            sites: the sites of the model, ``hm.sites``.
+
+        Raises:
+            SiteError: if a site is not of this model.
+            LocalizationError: if the grain is unknown.
+        """
+        if grain not in ("head", "neuron"):
+            raise LocalizationError(one_of("the grain", grain, ("head", "neuron")))
+        sites.check(self)
+        whole = "attn" if grain == "head" else "mlp"
+        fine = [piece for site in self for piece in (sites.pieces(site) * (site.kind == whole) or (site,))]
+        return Localization(fine, source=self.source)
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as readable JSON."""
+        record = {"format": FORMAT, "source": self.source, "sites": [str(site) for site in self]}
+        Path(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Localization:
+        """Read a set that ``save`` wrote.
+
+        Raises:
+            DataError: if the file is truncated, altered or of another kind.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(record, dict) or record.get("format") != FORMAT:
+                raise ValueError(f'it does not say "format": "{FORMAT}"')
+            source, sites = record.get("source"), record.get("sites")
+            if not isinstance(source, str) or not isinstance(sites, list):
+                raise ValueError('it lacks its "source" (a string) or its "sites" (a list)')
+            if strange := [site for site in sites if not isinstance(site, str)]:
+                raise ValueError(f"a site is a string; not {strange[0]!r}")
+            if len(set(sites)) < len(sites):
+                raise ValueError(f"{Counter(sites).most_common(1)[0][0]} is listed more than once")
+            return Localization(sites, source=source)
+        except ValueError as problem:
+            raise DataError(
+                f"{path} is not a whole localization: {problem}; write it again with Localization.save"
+            ) from problem
+
+    def heatmap(self, sites: ModelSites | None = None) -> go.Figure:
+        """Draw the set, layer by component; see ``mechunlearn.core.sites.drawing.heatmap``."""
+        from mechunlearn.core.sites.drawing import heatmap
+
+        return heatmap(self, sites)
+
+    def __repr__(self) -> str:
+        shown = [str(site) for site in self]
+        if len(shown) > 6:
+            shown = [f"{len(shown)} sites: {', '.join(shown[:3])}, ..., {shown[-1]}"]
+        return f"{type(self).__name__}({', '.join(shown)}{f'; {self.source}' * bool(self.source)})"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {**self.heatmap()._repr_mimebundle_(include, exclude), "text/plain": repr(self)}
+
+
+def _require_weights(sites: Iterable[Site]) -> None:
+    if states := sorted(site for site in sites if not site.has_weights):
+        raise LocalizationError(
+            f"{states[0]} is a state of the model and holds no weights; a localization is made of weight "
+            f"sites such as L{states[0].layer}.attn or L{states[0].layer}.mlp"
+        )
+
+
+def _require_disjoint(sites: Set[Site]) -> None:
+    # Sets of thousands of neurons are common: look only where a coarser site exists at all.
+    coarse = {site for site in sites if site.kind in ("attn", "mlp", "head", "kv")}
+    layers = {site.layer for site in coarse}
+    for site in sorted((site for site in sites if site.layer in layers), key=lambda site: site.key):
+        for whole in site.wider:
+            if whole in coarse:
+                grain = {"attn": "head", "mlp": "neuron"}.get(whole.kind if whole.part is None else "")
+                fits = grain is not None and site.part is None
+                remedy = f'bring both to one grain with .refine("{grain}", hm.sites)' if fits else "keep one"
+                raise LocalizationError(f"{whole} and {site} share weights; {remedy}")

@@ -1,0 +1,116 @@
+"""Matrices as heatmaps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mechunlearn.core.viz.style import DIVERGING, MISSING, MOST_TICKS, escaped, finish, ticks, wrapped
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_PANELS_A_ROW = 4
+
+
+def matrix_plot(
+    values: Float[np.ndarray, "row col"],
+    *,
+    rows: Sequence[str],
+    cols: Sequence[str],
+    title: str = "",
+    unit: str = "",
+    hover: Sequence[Sequence[str]] | None = None,
+) -> go.Figure:
+    """Draw a matrix, its first row at the bottom, as layers are stacked.
+
+    Args:
+        values: what to draw; NaN cells are grey.
+        rows: a label for every row; labels may repeat.
+        cols: a label for every column; labels may repeat.
+        title: written above.
+        unit: what the numbers are, written beside the colours.
+        hover: text for every cell; default its row and column.
+
+    Example:
+        >>> figure = matrix_plot(np.eye(2), rows=["L0", "L1"], cols=[" the", " the"])
+        >>> figure.layout.xaxis.ticktext
+        (' the', ' the')
+    """
+    named = None if hover is None else {"": hover}
+    return matrix_panels({"": values}, rows=rows, cols=cols, title=title, unit=unit, hover=named)
+
+
+def matrix_panels(
+    grids: Mapping[str, Float[np.ndarray, "row col"]],
+    *,
+    rows: Sequence[str],
+    cols: Sequence[str],
+    title: str = "",
+    unit: str = "",
+    hover: Mapping[str, Sequence[Sequence[str]]] | None = None,
+) -> go.Figure:
+    """Draw matrices side by side, four to a row, with one colour scale for all.
+
+    Args:
+        grids: what to draw, by the name above each panel.
+        rows: a label for every row of every panel.
+        cols: a label for every column of every panel.
+        title: written above.
+        unit: what the numbers are, written beside the colours.
+        hover: text for every cell, by the name of its panel; default its row and column.
+
+    Raises:
+        ValueError: if there is nothing to draw, or labels and matrices do not fit each other.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    if not grids:
+        raise ValueError("matrix_panels draws one grid or more; not none")
+    for name, values in grids.items():
+        if values.shape != (len(rows), len(cols)):
+            raise ValueError(
+                f"{len(rows)} row labels and {len(cols)} column labels do not fit the matrix {name!r} of "
+                f"{values.shape[0]} by {values.shape[1]}; give one label each"
+            )
+    across = min(len(grids), _PANELS_A_ROW)
+    down = ceil(len(grids) / _PANELS_A_ROW)
+    figure = make_subplots(
+        rows=down, cols=across, subplot_titles=[escaped(name) for name in grids],
+        shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.3 / down,
+    )  # fmt: skip
+    default = [[f"{row}, {col}" for col in cols] for row in rows]
+    for place, (name, values) in enumerate(grids.items()):
+        texts = default if hover is None else hover[name]
+        trace = go.Heatmap(
+            z=values, coloraxis="coloraxis", xgap=1, ygap=1, hoverongaps=False,
+            text=[[escaped(text) for text in line] for line in texts],
+            hovertemplate="%{text}<br>%{z:.4g}<extra></extra>",
+        )  # fmt: skip
+        figure.add_trace(trace, row=1 + place // across, col=1 + place % across)
+    figure.update_xaxes(**ticks(cols, most=MOST_TICKS // across), showgrid=False)
+    figure.update_yaxes(**ticks(rows, most=MOST_TICKS), showgrid=False)
+    figure.update_layout(coloraxis=_colours(list(grids.values()), unit), plot_bgcolor=MISSING)
+    height = min(max(22 * len(rows), 120), 640)
+    return finish(figure, title, height=down * (height + 60) + 60)
+
+
+def _colours(grids: Sequence[Float[np.ndarray, "row col"]], unit: str) -> dict[str, Any]:
+    """One scale for all grids: white at 0 and equally far to either side."""
+    known = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
+    reach = float(np.abs(known).max(initial=0.0)) or 1.0
+    half = not (known < 0).any()
+    return {
+        "colorscale": list(DIVERGING[len(DIVERGING) // 2 :] if half else DIVERGING),
+        "cmin": 0.0 if half else -reach,
+        "cmax": reach,
+        "colorbar": {
+            "title": {"text": wrapped(unit, 36), "side": "right"},
+            "thickness": 12, "outlinewidth": 0, "nticks": 6,
+        },
+    }  # fmt: skip

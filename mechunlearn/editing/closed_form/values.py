@@ -1,0 +1,239 @@
+"""Find the values that make a model say a new answer.
+
+1. A vector δ, one per fact and zero at first, is added to what the matrix puts out at the last token of
+   the subject, in all contexts alike and in the essence row.
+2. The loss of a fact is the mean over contexts of the target's negative log-likelihood per token, plus
+   ``kl`` times the divergence of the essence's next token, KL(changed ‖ unchanged), plus ``decay`` times
+   ``‖δ‖ / size²`` (of the norm, not of its square, as in the authors' code).
+3. Adam takes at most ``steps`` steps; after each, δ is drawn back into a ball of ``bound`` times the size.
+   A fact whose loss is below ``enough`` stays where it is.
+
+Facts do not see each other: many at once give what one after the other would.
+
+Source: Meng et al. (2022), equation 4, and the authors' ``compute_v.py`` and ``compute_z.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechunlearn.editing.closed_form.contexts import Contexts
+from mechunlearn.editing.closed_form.memories import Memory
+from mechunlearn.editing.edits.history import History
+from mechunlearn.errors import TrainingError
+from mechunlearn.models.encoding.batch import IGNORED
+from mechunlearn.models.hooked import HookedModel
+
+TERMS = ("answer", "essence", "decay")
+
+
+@dataclass(frozen=True)
+class Search:
+    """How values are searched for; see the module.
+
+    Raises:
+        TrainingError: a number is out of its range.
+    """
+
+    steps: int
+    lr: float | int
+    kl: float | int
+    decay: float | int
+    bound: float | int
+    enough: float | int
+
+    def __post_init__(self) -> None:
+        given: dict[str, Any] = asdict(self)
+        for name, value in given.items():
+            kind = Integral if name == "steps" else Real
+            if not isinstance(value, kind):
+                whole = "whole " if kind is Integral else ""
+                raise TrainingError(f"{name} is {value!r}; give a {whole}number")
+        for name in ("steps", "lr", "bound"):
+            if not given[name] > 0:
+                raise TrainingError(f"{name} is {given[name]!r}; give a number above 0")
+        for name in ("kl", "decay", "enough"):
+            if not given[name] >= 0:
+                raise TrainingError(f"{name} is {given[name]!r}; give 0 or more")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the search gave.
+
+    Args:
+        deltas: what to add to each fact's values, in float64, on the CPU.
+        history: the loss terms of every step, means over facts.
+    """
+
+    deltas: Float[Tensor, "fact d_model"]
+    history: History
+
+
+def find_values(
+    hm: HookedModel,
+    memory: Memory,
+    contexts: Contexts,
+    sizes: Float[Tensor, " fact"],
+    search: Search,
+    *,
+    batch_size: int,
+    progress: bool,
+) -> Found:
+    """Search for what must be added to the values of every fact.
+
+    Args:
+        hm: a model of our own, whose modules get a hook for the time being.
+        memory: the matrix whose output is added to.
+        contexts: the facts.
+        sizes: the norm by which each fact's δ is measured.
+        search: the options.
+        batch_size: rows per forward pass.
+        progress: whether to show a bar.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    from tqdm.auto import tqdm
+
+    parts = list(contexts.parts(batch_size))
+    deltas, curves = [], []
+    with tqdm(total=len(contexts), disable=not progress, desc="values", leave=False) as bar:
+        for part, size in zip(parts, torch.split(sizes, [len(p) for p in parts]), strict=True):
+            delta, curve = _descend(_Loss(hm, memory, part, size.to(hm.device), search), search)
+            deltas.append(delta.double().cpu())
+            curves.append(curve.double().cpu())
+            bar.update(len(part))
+    longest = max(map(len, curves))
+    # A part that was done early keeps its last terms.
+    whole = torch.cat([torch.cat([c, c[-1:].expand(longest - len(c), -1, -1)]) for c in curves], dim=1)
+    records = [
+        {"step": float(step), **dict(zip(TERMS, terms, strict=True))}
+        for step, terms in enumerate(whole.mean(1).tolist(), start=1)
+    ]
+    return Found(torch.cat(deltas), History(records, kept=len(records)))
+
+
+def _descend(
+    loss: _Loss, search: Search
+) -> tuple[Float[Tensor, "fact d_model"], Float[Tensor, "step fact term"]]:
+    """Take steps until every fact is done or there are none left."""
+    delta = loss.start()
+    optimizer = torch.optim.Adam([delta], lr=search.lr)
+    going = torch.ones(len(delta), dtype=torch.bool, device=delta.device)
+    curve = []
+    for step in range(1, search.steps + 1):
+        terms = loss(delta)
+        total = terms.sum(1)
+        if not bool(total.isfinite().all()):
+            raise TrainingError(
+                f"the loss is not finite at step {step} of the search for values: {total.tolist()}; the "
+                "model is unchanged. Lower lr"
+            )
+        curve.append(terms.detach())
+        going = going & (total.detach() >= search.enough)
+        if not bool(going.any()):
+            break
+        before = delta.detach().clone()
+        (delta.grad,) = torch.autograd.grad(total.sum(), delta)
+        if step == 1:
+            loss.require_reached(delta.grad)
+        optimizer.step()
+        with torch.no_grad():
+            norm = delta.norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
+            inside = delta * (search.bound * loss.sizes / norm).clamp(max=1.0)[:, None]
+            # Adam's momentum would carry a fact on that is done.
+            delta.copy_(torch.where(going[:, None], inside, before))
+    return delta.detach(), torch.stack(curve)
+
+
+class _Loss:
+    """The loss terms of some facts as a function of what is added to their values."""
+
+    def __init__(
+        self,
+        hm: HookedModel,
+        memory: Memory,
+        contexts: Contexts,
+        sizes: Float[Tensor, " fact"],
+        search: Search,
+    ) -> None:
+        self._runner, self._memory, self._contexts, self._search = hm.hf, memory, contexts, search
+        self.dtype = torch.promote_types(hm.dtype, torch.float32)
+        self.sizes = sizes.to(self.dtype)
+        self._frozen = {name: parameter.detach() for name, parameter in hm.params.items()}
+        batch = contexts.batch
+        asked = batch.labels != IGNORED
+        asked[contexts.rows[:, -1]] = False
+        asked[contexts.rows[:, -1], batch.end[contexts.rows[:, -1]]] = True
+        self._columns = asked.any(0).nonzero()[:, 0]
+
+    def start(self) -> Float[Tensor, "fact d_model"]:
+        """Nothing added yet."""
+        width = self._runner.config.get_text_config().hidden_size
+        device = self.sizes.device
+        return torch.zeros(len(self._contexts), width, dtype=self.dtype, device=device, requires_grad=True)
+
+    def __call__(self, delta: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact term"]:
+        """The terms of every fact, already weighted."""
+        logprobs, rows = self._logprobs(delta), self._contexts.rows
+        labels = self._contexts.batch.labels[:, self._columns]
+        asked = labels != IGNORED
+        picked = logprobs.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~asked, 0.0)
+        per_row = -picked.sum(1) / asked.sum(1).clamp(min=1)
+        answer = per_row[rows[:, :-1]].mean(1)
+        now, before = self._essence(logprobs), self._before
+        essence = self._search.kl * (now.exp() * (now - before)).sum(-1)
+        decay = self._search.decay * delta.norm(dim=1) / self.sizes**2
+        return torch.stack([answer, essence, decay], dim=1)
+
+    def require_reached(self, gradient: Float[Tensor, "fact d_model"]) -> None:
+        """Refuse a matrix that the answer does not depend on, as it happens in the last layer."""
+        deaf = gradient.eq(0).all(1)
+        if bool(deaf.any()):
+            row = int(self._contexts.rows[int(deaf.int().argmax()), 0])
+            prompt = "".join(self._contexts.batch.strings[row])
+            raise TrainingError(
+                f"what {self._memory.site} writes at the subject does not reach the answer of {prompt!r}: no "
+                "attention above it can carry it on; choose a lower layer"
+            )
+
+    @cached_property
+    def _before(self) -> Float[Tensor, "fact d_vocab"]:
+        """What the unchanged model says to the essence prompts."""
+        with torch.no_grad():
+            return self._essence(self._logprobs(self.start()))
+
+    def _essence(self, logprobs: Float[Tensor, "row column d_vocab"]) -> Float[Tensor, "fact d_vocab"]:
+        rows = self._contexts.rows[:, -1]
+        return logprobs[rows, torch.searchsorted(self._columns, self._contexts.batch.end[rows])]
+
+    def _logprobs(self, delta: Float[Tensor, "fact d_model"]) -> Float[Tensor, "row column d_vocab"]:
+        """Run the model with δ added, and give what it says at the columns that are asked for."""
+        batch = self._contexts.batch
+        added = delta.repeat_interleave(self._contexts.each + 1, dim=0)
+        place = (torch.arange(len(batch), device=added.device), batch.subject_last)
+
+        def add(module: Any, args: Any, output: Tensor) -> Tensor:
+            return output.index_put(place, added.to(output.dtype), accumulate=True)
+
+        fed = slice(0, int(self._columns[-1]) + 1)
+        given = {
+            "input_ids": batch.tokens[:, fed],
+            "attention_mask": batch.mask[:, fed],
+            "use_cache": False,
+            "logits_to_keep": self._columns,
+        }
+        handle = self._runner.get_submodule(self._memory.module).register_forward_hook(add)
+        try:
+            logits: Tensor = torch.func.functional_call(self._runner, self._frozen, kwargs=given).logits
+        finally:
+            handle.remove()
+        return logits.to(self.dtype).log_softmax(-1)

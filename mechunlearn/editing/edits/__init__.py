@@ -1,0 +1,1 @@
+"""Edits as values: slice deltas, their algebra, files and recipes."""

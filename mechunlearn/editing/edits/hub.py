@@ -1,0 +1,70 @@
+"""Edits on the Hugging Face hub: sent as the files that are saved, fetched by name and revision.
+
+1. A folder is read where it is. Only a string that names no folder and is written ``user/name`` is looked
+   up on the hub: nothing is downloaded unless it is asked for in this way.
+2. What was downloaded once is found again without a network, as Hugging Face keeps it.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from mechunlearn.editing.edits import files
+from mechunlearn.errors import DataError
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def push(save: Callable[[Path], None], repo_id: str, *, private: bool | None) -> str:
+    """Upload what is saved.
+
+    Args:
+        save: writes the files into a folder.
+        repo_id: as ``"user/name"``; the repository is made if needed.
+        private: whether a new repository is private; None for the hub's default.
+
+    Returns:
+        The address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    hub.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload edit"))
+
+
+def located(source: str | Path, revision: str | None) -> Path:
+    """The folder of an edit, downloaded if it is on the hub.
+
+    Args:
+        source: a folder, or a repository as ``"user/name"``.
+        revision: a branch, tag or commit of the repository; None for its main branch.
+
+    Raises:
+        DataError: there is no such folder or repository, or a folder was given with a revision.
+    """
+    folder = Path(source).expanduser()
+    if folder.exists() or isinstance(source, Path) or not _REPOSITORY.fullmatch(source):
+        if revision is not None:
+            raise DataError(
+                f"revision {revision!r} was given with {str(source)!r}, which is read as a folder; revisions "
+                'are of repositories on the Hugging Face hub, written "user/name"'
+            )
+        return folder
+    from huggingface_hub import snapshot_download
+
+    wanted = [files.RECORD, files.WEIGHTS]
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise DataError(
+            f"there is no folder {source!r} here, and no such edit could be fetched from the Hugging Face "
+            f"hub{at} ({type(error).__name__}: {' '.join(str(error).split())[:200]}); give a folder written "
+            'by save_pretrained, or a repository that push_to_hub made, as "user/name"'
+        ) from error

@@ -1,0 +1,90 @@
+"""The terms that keep the rest in place; every objective adds the same ones.
+
+1. ``retain`` weighs a term on the retain set's own answers, ``text`` one on general text. A weight of 0
+   drops the term, and what it would have read is then not computed.
+2. ``keep_by`` says how: by the likelihood of what is there (``"nll"``), or by the divergence from the
+   unedited model's distribution at the same positions (``"kl"``). Objectives that move hidden states compare
+   hidden states instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mechunlearn.editing.objectives.checks import at_least
+from mechunlearn.editing.objectives.losses import kl, nll
+from mechunlearn.editing.objectives.reading import Read, Reading
+from mechunlearn.errors import TrainingError, one_of
+
+KeepBy = Literal["nll", "kl"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weights of the three terms that objectives have in common.
+
+    Args:
+        forget: weight of the term on the forget set.
+        retain: weight of the term on the retain set.
+        text: weight of the term on general text.
+
+    Raises:
+        TrainingError: a weight is negative, infinite or no number.
+    """
+
+    forget: float | int = 1.0
+    retain: float | int = 1.0
+    text: float | int = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(0, forget=self.forget, retain=self.retain, text=self.text)
+
+    @property
+    def kept(self) -> dict[Literal["retain", "text"], float]:
+        """The weights of what is kept, by split, without those that are 0."""
+        kept: dict[Literal["retain", "text"], float] = {}
+        if self.retain:
+            kept["retain"] = float(self.retain)
+        if self.text:
+            kept["text"] = float(self.text)
+        return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping(Weights):
+    """An objective that keeps what the model says: the base of those that read logits.
+
+    Args:
+        forget: weight of the term on the forget set.
+        retain: weight of the term on the retain set.
+        text: weight of the term on general text.
+        keep_by: ``"nll"``, the mean negative log-likelihood per token of the retain set's answers and of
+            text, or ``"kl"``, the mean of KL(p_ref || p) at the same positions.
+
+    Raises:
+        TrainingError: a weight is out of its range, or there is no such way of keeping.
+
+    Source: the two retain losses of Maini et al., "TOFU" (2024).
+    """
+
+    keep_by: KeepBy = "nll"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_by not in get_args(KeepBy):
+            raise TrainingError(one_of("keep_by", self.keep_by, get_args(KeepBy)))
+
+    def keep_reads(self) -> dict[str, Read]:
+        """What the terms read: ``retain`` and ``text``, without those of weight 0."""
+        reference: Literal["logprobs"] | None = "logprobs" if self.keep_by == "kl" else None
+        return {split: Read(split, reference=reference) for split in self.kept}
+
+    def keep_terms(self, readings: Mapping[str, Reading]) -> dict[str, Float[Tensor, ""]]:
+        """The weighted terms ``retain`` and ``text``, without those of weight 0."""
+        loss = kl if self.keep_by == "kl" else nll
+        return {split: weight * loss(readings[split]) for split, weight in self.kept.items()}

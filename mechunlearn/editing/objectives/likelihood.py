@@ -1,0 +1,97 @@
+"""The paper's two objectives: write a new answer, or make the old one improbable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mechunlearn.editing.objectives.checks import finite
+from mechunlearn.editing.objectives.keeping import Keeping
+from mechunlearn.editing.objectives.losses import log1m_prob, nll
+from mechunlearn.editing.objectives.reading import Read, Reading, Terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inject(Keeping):
+    """Write another answer over the old one: the likelihood of ``new`` is raised.
+
+    The paper's editing task. Loss: ``-forget * mean log p(new)`` per token, plus the terms that keep the
+    rest.
+
+    When it fails: the old answer is buried rather than taken out where few weights may change; an audit shows
+    whether it comes back.
+
+    Args:
+        forget: weight of the new answers (the paper's lambda, tuned from 0.1 to 5).
+        retain: weight of the retain set's own answers.
+        text: weight of general text.
+        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+
+    Raises:
+        TrainingError: a weight is out of its range, or there is no such way of keeping.
+
+    Example:
+        >>> mu.objectives.Inject().reads["forget"].answer
+        'new'
+
+    Source: Guo et al., "Mechanistic Unlearning" (2024), L_injection.
+    """
+
+    aim: ClassVar[Literal["new", "forget"]] = "new"
+
+    @property
+    def reads(self) -> Mapping[str, Read]:
+        """The new answers of the forget set, and what is kept."""
+        return {"forget": Read("forget", answer="new"), **self.keep_reads()}
+
+    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+        """The loss terms ``inject``, ``retain``, ``text``."""
+        return {"inject": self.forget * nll(readings["forget"]), **self.keep_terms(readings)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forget(Keeping):
+    """Make the old answer improbable, boundedly: minimise ``-log(1 - p)`` of the whole answer.
+
+    Unlike ascent on the likelihood, the loss is bounded below by 0 and its gradient vanishes once the
+    answer is gone, so there is nothing to run away with.
+
+    When it fails: an answer that is merely no longer the likeliest costs next to nothing (at p = 0.1 the loss
+    is 0.1), so it may stay the second choice.
+
+    Args:
+        forget: weight of the old answers (the paper's lambda, tuned from 0.1 to 5).
+        retain: weight of the retain set's own answers.
+        text: weight of general text.
+        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        threshold: answers whose log p is below it contribute nothing, and still count in the mean; the paper
+            uses -5. None lets all contribute.
+
+    Raises:
+        TrainingError: a weight or the threshold is out of its range, or there is no such way of keeping.
+
+    Example:
+        >>> sorted(mu.objectives.Forget(text=0.0).reads)
+        ['forget', 'retain']
+
+    Source: Guo et al., "Mechanistic Unlearning" (2024), L_forget = log(1 - p).
+    """
+
+    threshold: float | int | None = None
+    aim: ClassVar[Literal["new", "forget"]] = "forget"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold is not None:
+            finite(threshold=self.threshold)
+
+    @property
+    def reads(self) -> Mapping[str, Read]:
+        """The old answers of the forget set, and what is kept."""
+        return {"forget": Read("forget"), **self.keep_reads()}
+
+    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+        """The loss terms ``forget``, ``retain``, ``text``."""
+        forget = -log1m_prob(readings["forget"], threshold=self.threshold)
+        return {"forget": self.forget * forget, **self.keep_terms(readings)}

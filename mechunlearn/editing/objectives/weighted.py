@@ -1,0 +1,107 @@
+"""Ascent on the loss with a weight for each token, so that tokens already forgotten are let be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mechunlearn.editing.objectives.checks import at_least
+from mechunlearn.editing.objectives.keeping import Keeping
+from mechunlearn.editing.objectives.losses import weighted_ascent
+from mechunlearn.editing.objectives.reading import Read, Reading, Terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class WGA(Keeping):
+    """Weighted gradient ascent: each token's ascent is weighted by its own probability.
+
+    Loss: ``mean p^beta log p`` over the tokens of the answers, the weight without gradient, plus the terms
+    that keep the rest. With beta 0 it is plain ascent.
+
+    When it fails: a model that is unsure of all tokens is hardly changed; a small beta runs away like ascent;
+    and like ascent it hardly starts where an answer is certain.
+
+    Args:
+        forget: weight of the ascent.
+        retain: weight of the retain set's own answers.
+        text: weight of general text; the published method has no such term.
+        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        beta: the greater, the sooner a token that became improbable is let be.
+
+    Raises:
+        TrainingError: an option is out of its range.
+
+    Example:
+        >>> mu.objectives.WGA().beta
+        1.0
+
+    Source: Wang et al., "Rethinking LLM Unlearning Objectives: A Gradient Perspective and Go Beyond" (2025).
+    """
+
+    beta: float | int = 1.0
+    aim: ClassVar[Literal["new", "forget"]] = "forget"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, beta=self.beta)
+
+    @property
+    def reads(self) -> Mapping[str, Read]:
+        """The old answers of the forget set, and what is kept."""
+        return {"forget": Read("forget"), **self.keep_reads()}
+
+    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+        """The loss terms ``ascent``, ``retain``, ``text``."""
+        ascent = weighted_ascent(readings["forget"], power=self.beta)
+        return {"ascent": self.forget * ascent, **self.keep_terms(readings)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SatImp(Keeping):
+    """Ascent weighted by saturation and importance: ``p^beta1 (1 - p)^beta2``.
+
+    Loss: ``mean p^beta1 (1 - p)^beta2 log p`` over the tokens of the answers, the weights without gradient,
+    plus the terms that keep the rest. Tokens already improbable are let be, and so are certain ones, which
+    are mostly common words.
+
+    When it fails: a fact of which the model is certain is taken for a common word and keeps its p; the
+    weight at p = 0.99 is a hundredth of that of the ascent. Lower beta2 there.
+
+    Args:
+        forget: weight of the ascent. 0.1, with ``retain`` 1, is open-unlearning's configuration; its
+            description has the two the other way round.
+        retain: weight of the retain set's own answers.
+        text: weight of general text; the published method has no such term.
+        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        beta1: power of p.
+        beta2: power of 1 - p.
+
+    Raises:
+        TrainingError: an option is out of its range.
+
+    Example:
+        >>> mu.objectives.SatImp().forget
+        0.1
+
+    Source: Yang et al., "Exploring Criteria of Loss Reweighting to Enhance LLM Unlearning" (2025).
+    """
+
+    forget: float | int = 0.1
+    beta1: float | int = 5.0
+    beta2: float | int = 1.0
+    aim: ClassVar[Literal["new", "forget"]] = "forget"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, beta1=self.beta1, beta2=self.beta2)
+
+    @property
+    def reads(self) -> Mapping[str, Read]:
+        """The old answers of the forget set, and what is kept."""
+        return {"forget": Read("forget"), **self.keep_reads()}
+
+    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+        """The loss terms ``ascent``, ``retain``, ``text``."""
+        ascent = weighted_ascent(readings["forget"], power=self.beta1, doubt=self.beta2)
+        return {"ascent": self.forget * ascent, **self.keep_terms(readings)}

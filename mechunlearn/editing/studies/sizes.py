@@ -1,0 +1,296 @@
+"""How small an edit can be: what it achieves with only so many of its weights.
+
+1. The weights of an edit are ranked, and for each count the first so many are used. For any edit the largest
+   deltas are kept and the others dropped (``"kept"``). For an edit that masks weights, whose deltas are
+   (m - 1) * W with m from 0 to 1, the weights with the smallest masks are set to zero and all others left as
+   they were (``"zeroed"``).
+2. Each of these models is asked the forget facts and the maintained facts, and reads text that no edit
+   trains on. Outcomes are averaged within a fact over its phrasings, so that a fact counts once.
+3. Beside that stands the share of the chosen weights that lies in given components, such as those that look
+   facts up and those that carry the answer out.
+
+Source: Guo et al., "Mechanistic Unlearning" (2024), on the size of an edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechunlearn.core import metrics
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.facts.fact import Fact, Phrasing
+from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.statistics import bootstrap_interval
+from mechunlearn.core.viz.curves import line_plot
+from mechunlearn.editing.edits import algebra, identity
+from mechunlearn.editing.edits.edits import Edit
+from mechunlearn.editing.objectives.reading import Masking
+from mechunlearn.errors import EditError, FactError, one_of
+from mechunlearn.models.encoding.batch import IGNORED, Batch
+from mechunlearn.models.encoding.encoder import encode_text
+from mechunlearn.models.hooked import HookedModel
+from mechunlearn.models.scoring.passes import forward
+from mechunlearn.models.scoring.scorer import Prepared, prepare, score
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+By = Literal["kept", "zeroed"]
+HALVINGS = 8
+_SLACK = 1e-3  # by which the rounding of deltas may bring a mask below 0 or above 1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SizeCurve:
+    """What an edit achieves against the number of its weights that are used; shows itself in Jupyter.
+
+    Args:
+        by: whether the largest deltas were ``"kept"`` or the smallest masks ``"zeroed"``.
+        counts: how many weights were asked for.
+        weights: how many were used: fewer, where the edit has no more.
+        values: by measure, a number for each count and each fact or text. ``"old answer"``: the forget
+            facts' old answer is given; ``"new answer"``: their new one is; ``"maintained"``: the maintained
+            facts' answer is; ``"text"``: share of next tokens that are the likeliest; ``"text loss"``: mean
+            negative log-likelihood per token, in nats.
+        shares: by component, the share of the used weights that lies in it; not-a-number for no weights.
+        phrasing: in which the facts were asked.
+        title: written above the figure.
+    """
+
+    by: By
+    counts: tuple[int, ...]
+    weights: tuple[int, ...]
+    values: Mapping[str, Float[np.ndarray, "count unit"]]
+    shares: Mapping[str, Float[np.ndarray, " count"]]
+    phrasing: Phrasing
+    title: str = ""
+
+    def to_frame(self, *, seed: int = 0) -> pd.DataFrame:
+        """One row for every count and measure, with its mean, the mean's 95 % interval and the facts behind.
+
+        Args:
+            seed: of the bootstrap over facts, which draws the same facts at every count.
+
+        Returns:
+            The columns ``measure, count, weights, mean, low, high, n``; a share of the used weights
+            (``"in lookup"``) has no interval.
+        """
+        import pandas as pd
+
+        rows = []
+        for name, table in self.values.items():
+            for count, used, units in zip(self.counts, self.weights, table, strict=True):
+                found = bootstrap_interval(units, seed=seed)
+                rows.append((name, count, used, found.mean, found.low, found.high, len(units)))
+        for name, line in self.shares.items():
+            for count, used, share in zip(self.counts, self.weights, line, strict=True):
+                rows.append((f"in {name}", count, used, float(share), np.nan, np.nan, used))
+        return pd.DataFrame(rows, columns=["measure", "count", "weights", "mean", "low", "high", "n"])
+
+    def plot(self) -> go.Figure:
+        """Draw every measure that is a share against the number of weights, with its interval."""
+        frame = self.to_frame()
+        curves, bands = {}, {}
+        for name, rows in frame[frame["measure"] != "text loss"].groupby("measure", sort=False):
+            curves[str(name)] = rows["mean"].to_numpy()
+            bands[str(name)] = rows["low"].to_numpy(), rows["high"].to_numpy()
+        labels = [f"{count:,}" for count in self.counts]
+        figure = line_plot(curves, x=labels, bands=bands, title=self.title, unit="share")
+        figure.update_xaxes(title_text=f"weights {self.by}", title_standoff=6)
+        figure.update_layout(legend_y=-0.32)
+        return figure
+
+    def __repr__(self) -> str:
+        measures = ", ".join([*self.values, *(f"in {name}" for name in self.shares)])
+        largest = max(self.counts, default=0)
+        return f"SizeCurve({len(self.counts)} counts up to {largest:,} weights {self.by}; {measures})"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {**self.plot()._repr_mimebundle_(include, exclude), "text/plain": repr(self)}
+
+
+def edit_size_curve(
+    hm: HookedModel,
+    edit: Edit,
+    facts: Facts,
+    *,
+    counts: Sequence[int] | None = None,
+    by: By | None = None,
+    lookup: Localization | None = None,
+    extraction: Localization | None = None,
+    phrasing: Phrasing = "validation",
+    progress: bool = True,
+) -> SizeCurve:
+    """Measure what an edit achieves with only so many of its weights.
+
+    Args:
+        hm: the model the edit was made on, which stays as it is.
+        edit: any, or one that masks weights.
+        facts: with a forget set and, as there are, maintained facts and text.
+        counts: how many weights to use; default none, all, and all halved again and again.
+        by: ``"kept"`` for the largest deltas, ``"zeroed"`` for the smallest masks; default the latter where
+            the edit's objective trains masks.
+        lookup: the components that look facts up; the share of the used weights in them is reported.
+        extraction: those that carry the answer out, likewise.
+        phrasing: in which facts are asked; those that have no such phrasings are asked in the training ones.
+            Choose a size on ``"validation"``, and report it on ``"held_out"``.
+        progress: whether to show a bar.
+
+    Raises:
+        EditError: the edit does not fit the model or is no mask, or an option is out of range.
+        FactError: the forget set is empty, or there is no such kind of phrasing.
+        SiteError: a site of ``lookup`` or ``extraction`` is not of this model.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts()
+        >>> e = mu.edit(hm, hm.sites.mlps(), mu.objectives.Inject(), facts, steps=1, progress=False)
+        >>> curve = edit_size_curve(hm, e, facts, counts=[0, 100], progress=False)
+        >>> curve.weights, list(curve.values)
+        ((0, 100), ['old answer', 'new answer', 'maintained', 'text', 'text loss'])
+
+    Source: Guo et al., "Mechanistic Unlearning" (2024), on the size of an edit.
+    """
+    from tqdm.auto import tqdm
+
+    facts.require("forget")
+    if phrasing not in get_args(Phrasing):
+        raise FactError(one_of("phrasing", phrasing, get_args(Phrasing)))
+    how = _how(edit, by)
+    algebra.require_fit(edit.shapes, hm.params)
+    identity.warn_of_another(hm, edit.made_on, stacklevel=2)
+    ranked = _ranked(hm, edit, how)
+    steps = _counts(counts, ranked.total)
+    exam = _Exam.of(hm, facts, phrasing)
+    places = (("lookup", lookup), ("extraction", extraction))
+    parts = {name: hm.slices(place) for name, place in places if place is not None}
+    answers, shares, weights = [], [], []
+    for count in tqdm(steps, desc="edit size", disable=not progress, leave=False):
+        deltas = ranked.first(count)
+        answers.append(exam.take(hm.fork(algebra.added(deltas, hm.params))))
+        used = _nonzero(deltas)
+        inside = {name: _nonzero(algebra.restricted(deltas, own)) for name, own in parts.items()}
+        shares.append({name: number / used if used else np.nan for name, number in inside.items()})
+        weights.append(used)
+    return SizeCurve(
+        by=how,
+        counts=steps,
+        weights=tuple(weights),
+        values={name: np.stack([answer[name] for answer in answers]) for name in answers[0]},
+        shares={name: np.array([share[name] for share in shares]) for name in parts},
+        phrasing=phrasing,
+        title=f"What is achieved with so many of the edit's weights {how}",
+    )
+
+
+def _how(edit: Edit, by: By | None) -> By:
+    """How the weights are ranked: by masks, where the edit's objective trains them."""
+    if by is not None and by not in get_args(By):
+        raise EditError(one_of("by", by, get_args(By)))
+    trained = edit.recipe is not None and isinstance(edit.recipe.objective, Masking)
+    return by or ("zeroed" if trained else "kept")
+
+
+def _counts(counts: Sequence[int] | None, total: int) -> tuple[int, ...]:
+    if counts is None:
+        return tuple(sorted({0, *(total >> halved for halved in range(HALVINGS + 1))}))
+    listed = list(counts) if isinstance(counts, Iterable) else []
+    if not listed or not all(isinstance(count, Integral) and count >= 0 for count in listed):
+        raise EditError(f"counts are {counts!r}; give whole numbers of weights, 0 or more, such as [0, 1000]")
+    return tuple(sorted(set(listed)))
+
+
+def _ranked(hm: HookedModel, edit: Edit, by: By) -> algebra.Ranked:
+    """The weights of an edit in the order in which they are used."""
+    deltas = algebra.merged(edit.deltas, edit.shapes)
+    if by == "kept":
+        return algebra.by_size(deltas)
+    removed, zeroing = [], []
+    for delta in deltas:
+        weights = delta.slice.of(hm.params[delta.slice.name].detach()).to(delta.values)
+        share = torch.where(delta.values == 0, 0.0, -delta.values / weights)
+        odd = ~((share >= -_SLACK) & (share <= 1 + _SLACK))
+        if bool(odd.any()):
+            raise EditError(
+                f"the edit is no mask of this model's weights: in {delta.slice.name!r} it makes "
+                f"{float(weights[odd][0]):.4g} into {float((weights + delta.values)[odd][0]):.4g}, which is "
+                "not between that and 0; fit one with a WeightMask objective, or rank deltas with by='kept'"
+            )
+        removed.append(share.clamp(0, 1))
+        zeroing.append(-weights)
+    return algebra.Ranked(tuple(delta.slice for delta in deltas), tuple(removed), tuple(zeroing))
+
+
+def _nonzero(deltas: Sequence[algebra.Delta]) -> int:
+    return sum(int(delta.values.count_nonzero()) for delta in deltas)
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Facts in one kind of phrasing, encoded once, and the fact that each question belongs to."""
+
+    prepared: Prepared
+    unit: Int[np.ndarray, " question"]
+
+    @classmethod
+    def of(cls, hm: HookedModel, facts: Sequence[Fact], phrasing: Phrasing) -> _Questions:
+        asked = [
+            (unit, question)
+            for unit, fact in enumerate(facts)
+            for question in fact.phrasings(phrasing) or fact.phrasings("train")
+        ]
+        questions = prepare(hm, [question for _, question in asked])
+        return cls(questions, np.array([unit for unit, _ in asked], dtype=int))
+
+    def per_fact(self, given: Bool[np.ndarray, " question"]) -> Float[np.ndarray, " fact"]:
+        """The share of each fact's questions to which something was answered."""
+        return np.bincount(self.unit, weights=given) / np.bincount(self.unit)
+
+
+@dataclass(frozen=True)
+class _Exam:
+    """What every model is asked."""
+
+    forget: _Questions
+    renewed: Bool[np.ndarray, " fact"]
+    maintained: _Questions
+    text: Batch | None
+
+    @classmethod
+    def of(cls, hm: HookedModel, facts: Facts, phrasing: Phrasing) -> _Exam:
+        forget, maintained = (
+            _Questions.of(hm, split, phrasing) for split in (facts.forget, facts.maintained)
+        )
+        longest = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", None)
+        text = encode_text(hm, facts.test_text, max_tokens=longest) if facts.test_text else None
+        return cls(forget, np.array([fact.new is not None for fact in facts.forget]), maintained, text)
+
+    def take(self, hm: HookedModel) -> dict[str, Float[np.ndarray, " unit"]]:
+        """Ask one model; what there is nothing to ask about is left out."""
+        said = score(hm, self.forget.prepared)
+        measures = {"old answer": self.forget.per_fact(said.correct)}
+        if self.renewed.any():
+            measures["new answer"] = self.forget.per_fact(said.says_new)[self.renewed]
+        if len(self.maintained.unit):
+            measures["maintained"] = self.maintained.per_fact(score(hm, self.maintained.prepared).correct)
+        if self.text is not None:
+            tokens = (self.text.labels != IGNORED).sum(1, keepdim=True)
+            read = (forward(hm, self.text, read=_hits_and_losses) / tokens).double().cpu().numpy()
+            measures |= {"text": read[:, 0], "text loss": read[:, 1]}
+        return measures
+
+
+def _hits_and_losses(
+    logits: Float[Tensor, "batch answer d_vocab"], ids: Int[Tensor, "batch answer"]
+) -> Float[Tensor, "batch 2"]:
+    """How many tokens of each text are the likeliest, and the summed loss of all."""
+    losses = -metrics.answer_logprob(logits, ids)
+    return torch.stack([(logits.argmax(-1) == ids).sum(-1).to(losses), losses], dim=-1)

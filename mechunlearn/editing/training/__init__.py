@@ -1,0 +1,1 @@
+"""Train an edit: one loop for every objective, confined to a localization."""

@@ -1,0 +1,171 @@
+"""The examples of an edit: questions with the answers that are read, texts, a corpus with labels of its own.
+
+1. Every split is encoded once per answer that is read of it. An answer that varies (one of several texts,
+   or one the model gives) is encoded once per variant; each pass over the questions uses the next.
+2. All answers of a split come in one order: seeded permutations, so that none comes twice before all came
+   once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.editing.objectives.reading import Read, Sampled
+from mechunlearn.editing.training.sampled_answers import sample_answers
+from mechunlearn.errors import FactError
+from mechunlearn.models.encoding.batch import IGNORED, Batch
+from mechunlearn.models.encoding.encoder import encode, encode_text
+
+if TYPE_CHECKING:
+    from mechunlearn.models.hooked import HookedModel
+
+MAX_TEXT_TOKENS = 512
+QUESTIONS_PER_TEXT = 4
+
+Answered = str | tuple[str, ...] | Sampled
+
+
+@dataclass
+class Order:
+    """The order in which the examples of a split come.
+
+    Args:
+        total: how many there are.
+        random: decides it.
+        queue: those that come next.
+        drawn: how many came so far.
+    """
+
+    total: int
+    random: random.Random
+    queue: list[int] = field(default_factory=list)
+    drawn: int = 0
+
+    def next(self, count: int) -> tuple[list[int], int]:
+        """The next examples (all, if fewer than ``count`` exist), and the pass that the first belongs to."""
+        count = min(count, self.total)
+        turn, self.drawn = self.drawn // self.total, self.drawn + count
+        if count == self.total:
+            return list(range(self.total)), turn
+        while len(self.queue) < count:
+            self.queue += self.random.sample(range(self.total), self.total)
+        taken, self.queue = self.queue[:count], self.queue[count:]
+        return taken, turn
+
+    def to_json(self) -> dict[str, Any]:
+        """Where the order stands."""
+        version, state, gauss = self.random.getstate()
+        return {"queue": self.queue, "drawn": self.drawn, "random": [version, list(state), gauss]}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`to_json` gave."""
+        version, state, gauss = record["random"]
+        self.random.setstate((version, tuple(state), gauss))
+        self.queue, self.drawn = list(record["queue"]), record["drawn"]
+
+
+def per_step(split: str, batch_size: int) -> int:
+    """How many examples of a split a step takes: a text asks for many tokens, so a quarter as many."""
+    return -(-batch_size // QUESTIONS_PER_TEXT) if split in ("text", "corpus") else batch_size
+
+
+def key_of(read: Read) -> tuple[str, str]:
+    """What tells the examples of one read from another's: the split, and the answer in words."""
+    return read.split, "" if read.split in ("text", "corpus") else str(read.answer)
+
+
+def variants(
+    hm: HookedModel, facts: Facts, corpus: Batch | None, read: Read, *, seed: int
+) -> tuple[Batch, ...]:
+    """Encode the examples of a read, once per variant of its answer.
+
+    Args:
+        hm: the unedited model; it is run only if it is to give answers itself.
+        facts: the forget and retain sets and text.
+        corpus: encoded text with labels of its own.
+        read: what is read.
+        seed: of answers that are drawn.
+
+    Raises:
+        FactError: what is read is not there, or a fact lacks the answer.
+    """
+    if read.split == "corpus":
+        return (_corpus(hm, corpus),)
+    if read.split == "text":
+        return (_text(hm, facts),)
+    asked = _questions(facts, read)
+    if isinstance(read.answer, str):
+        return (encode(hm, asked, answer=read.answer),)
+    return tuple(encode(hm, asked, answer=list(a)) for a in _answers(hm, asked, read.answer, seed))
+
+
+def labels_of(batch: Batch, read: Read) -> Int[Tensor, "batch pos"]:
+    """What is to be predicted at each position that is read, -100 at the others."""
+    if read.positions == "answer":
+        return batch.labels
+    labels = torch.full_like(batch.tokens, IGNORED)
+    labels[:, :-1] = batch.tokens[:, 1:].masked_fill(batch.mask[:, 1:] == 0, IGNORED)
+    return labels
+
+
+def _answers(
+    hm: HookedModel, asked: Sequence[Fact], answer: tuple[str, ...] | Sampled, seed: int
+) -> list[tuple[str, ...]]:
+    """One answer per question, once per variant."""
+    if isinstance(answer, Sampled):
+        drawn = sample_answers(hm, asked, answer, seed=seed)
+        return list(zip(*drawn, strict=True))
+    rng = random.Random(f"{seed} answers")
+    shuffled = [rng.sample(answer, len(answer)) for _ in asked]
+    return list(zip(*shuffled, strict=True))
+
+
+def _corpus(hm: HookedModel, corpus: Batch | None) -> Batch:
+    if corpus is None:
+        raise FactError(
+            "the objective reads a corpus with labels of its own and there is none; give corpus=..., "
+            "such as what mu.whp.relabel gives"
+        )
+    if not len(corpus):
+        raise FactError("the corpus has no rows, so there is nothing to train on; give at least one")
+    if not bool((corpus.labels != IGNORED).any(1).all()):
+        raise FactError(
+            "a row of the corpus has no label (all are -100), so there is nothing to train on; leave it out"
+        )
+    return corpus.to(hm.device)
+
+
+def _text(hm: HookedModel, facts: Facts) -> Batch:
+    if not facts.train_text:
+        raise FactError(
+            "the objective reads text and the facts have none; give Facts(..., text=[...]) or set the "
+            "objective's text=0.0"
+        )
+    longest = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", MAX_TEXT_TOKENS)
+    return encode_text(hm, facts.train_text, max_tokens=min(MAX_TEXT_TOKENS, longest))
+
+
+def _questions(facts: Facts, read: Read) -> list[Fact]:
+    chosen = facts.forget if read.split == "forget" else facts.retain
+    if not len(chosen):
+        raise FactError(
+            f"the objective reads the {read.split} set and it is empty; give at least one "
+            f"Fact(..., split={read.split!r}), or set the objective's weight of it to 0"
+        )
+    for fact in chosen:
+        if isinstance(read.answer, str) and getattr(fact, read.answer) is None:
+            kind = "new answer" if read.answer == "new" else read.answer
+            raise FactError(
+                f"{fact.prompt!r} ({read.split}) has no {kind}, and the objective writes one; give the fact "
+                f"{read.answer}=..., or use an objective that only forgets, such as Forget()"
+            )
+    return [ask for fact in chosen for ask in fact.phrasings("train")]

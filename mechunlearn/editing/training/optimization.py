@@ -1,0 +1,200 @@
+"""Steps of an optimiser on the trained tensors of an edit.
+
+1. A step draws examples, runs them in one part or several, and adds up the gradients of the loss terms.
+2. The gradient is cut to a norm if that is asked for; the optimiser moves, at the schedule's rate.
+3. A loss that is not finite or diverges is an error before anything moves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.sites.localization import Localization
+from mechunlearn.editing.edits.recipes import Recipe
+from mechunlearn.editing.objectives.reading import Masking, Stateful, Terms
+from mechunlearn.editing.training.activation_cache import Room
+from mechunlearn.editing.training.data import Feed, first_block
+from mechunlearn.editing.training.partial_forward import Runner
+from mechunlearn.editing.training.slice_parameters import Trained
+from mechunlearn.errors import TrainingError, one_of
+from mechunlearn.models.encoding.batch import Batch
+
+if TYPE_CHECKING:
+    from mechunlearn.models.hooked import HookedModel
+
+DIVERGED = 100.0  # times the first loss, or this many nats
+REMEDY = "the model is unchanged. Lower lr, or use a bounded objective such as Forget()"
+
+
+@dataclass
+class Descent:
+    """One run of an optimiser on the trained tensors.
+
+    Args:
+        recipe: objective and options.
+        trained: what is trained.
+        runner: runs the model.
+        feed: gives the objective what it reads.
+        optimizer: of the trained tensors.
+        state: the objective's, from step to step.
+        first: the first loss, by which a later one is judged.
+    """
+
+    recipe: Recipe
+    trained: Trained
+    runner: Runner
+    feed: Feed
+    optimizer: torch.optim.Optimizer
+    state: dict[str, Any] = field(default_factory=dict)
+    first: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        hm: HookedModel,
+        recipe: Recipe,
+        localization: Localization,
+        facts: Facts,
+        *,
+        corpus: Batch | None,
+        room: Room,
+        checkpointing: bool,
+    ) -> Descent:
+        """Get ready for the first step.
+
+        Args:
+            hm: the model, which is only read.
+            recipe: objective and options.
+            localization: what is trained.
+            facts: what is trained on.
+            corpus: encoded text with labels of its own.
+            room: for what is kept from step to step.
+            checkpointing: recompute the insides of blocks in the backward pass.
+
+        Raises:
+            TrainingError: the optimiser is unknown, or cannot train these tensors.
+        """
+        reads = recipe.objective.reads
+        trained = Trained.at(hm, localization, masked=isinstance(recipe.objective, Masking))
+        # Made first: its arguments are the cheapest to be wrong about.
+        optimizer = _optimizer(recipe, trained.tensors)
+        entry = first_block(hm, min(site.layer or 0 for site in localization), reads)
+        runner = Runner.of(hm, trained.shapes, entry=entry, checkpointing=checkpointing)
+        feed = Feed.of(
+            hm,
+            runner,
+            reads,
+            facts,
+            frozen=trained.frozen,
+            room=room,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            parts=recipe.micro_batches,
+            corpus=corpus,
+        )
+        return cls(recipe, trained, runner, feed, optimizer)
+
+    def step(self, number: int) -> dict[str, float]:
+        """Take a step, and give the loss terms it was taken on.
+
+        Args:
+            number: from 1.
+
+        Raises:
+            TrainingError: the loss is not finite, or diverges.
+        """
+        parts = self.feed.draw()
+        totals: dict[str, Tensor] = {}
+        for part in parts:
+            terms = self._terms(part, number)
+            share = 1 / len(parts)
+            for name, term in terms.items():
+                totals[name] = totals.get(name, torch.zeros((), device=term.device)) + term.detach() * share
+            self._check(terms, number)
+            self._backward(torch.stack(list(terms.values())).sum() * share)
+        self.runner.put(self.trained.frozen)
+        if self.recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained.tensors, self.recipe.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * self.recipe.rate(number - 1)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.trained.confine()
+        if isinstance(self.recipe.objective, Stateful):
+            self.state = dict(self.recipe.objective.after_step(self.state, totals))
+        return {name: float(term) for name, term in totals.items()}
+
+    def _terms(self, part: Mapping[Any, Any], number: int) -> dict[str, Tensor]:
+        objective: Any = self.recipe.objective
+        readings = self.feed.read(part, self.trained.changed())
+        if not isinstance(objective, Stateful):
+            terms: Terms = objective(readings)
+        else:
+            if number == 1 and not self.state:
+                self.state = dict(objective.init(readings, seed=self.recipe.seed))
+            terms = objective(readings, self.state)
+        _require_terms(terms, objective)
+        if isinstance(objective, Masking):
+            return {**terms, **objective.penalty(self.trained.by_name(), step=number - 1)}
+        return dict(terms)
+
+    def _backward(self, loss: Tensor) -> None:
+        if not loss.requires_grad:
+            raise TrainingError(
+                f"nothing that {self.recipe.objective} reads depends on the weights that are trained; the "
+                "model is unchanged. Edit an earlier block, or have the objective read a later one"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _check(self, terms: Mapping[str, Tensor], number: int) -> None:
+        """Refuse a loss that is not finite, or far above what training began with."""
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        loss = sum(values.values())
+        if self.first is None and math.isfinite(loss):
+            self.first = loss
+        bound = DIVERGED * max(1.0, abs(self.first or 0.0))
+        if abs(loss) < bound:
+            return
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        what = "diverged" if math.isfinite(loss) else "is not finite"
+        raise TrainingError(
+            f"the loss {what} at step {number}: {loss:.4g} ({shown}), expected below {bound:.4g} in size; "
+            + REMEDY
+        )
+
+
+def _require_terms(terms: Any, objective: object) -> None:
+    """Refuse what an objective of the user's own gave, if it is no loss."""
+    fine = isinstance(terms, Mapping) and bool(terms)
+    fine = fine and all(isinstance(term, Tensor) and not term.ndim for term in terms.values())
+    if not fine:
+        raise TrainingError(
+            f"{type(objective).__name__} gave {terms!r}; give a mapping from names to loss terms, each a "
+            "tensor of one number without axes, such as {'forget': loss.mean()}"
+        )
+
+
+def _optimizer(recipe: Recipe, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
+    kind: Any = getattr(torch.optim, recipe.optimizer, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        known = ["Adam", "AdamW", "SGD", "RMSprop"]
+        raise TrainingError(one_of("optimizer", recipe.optimizer, known) + ", or another of torch.optim")
+    fused = {"fused": True} if kind in (torch.optim.Adam, torch.optim.AdamW) else {}
+    try:
+        make: Any = kind  # the root class, which mypy sees here, has no such arguments
+        made: torch.optim.Optimizer = make(
+            list(tensors), lr=recipe.lr, weight_decay=recipe.weight_decay, **fused
+        )
+    except (TypeError, ValueError) as error:
+        raise TrainingError(
+            f"optimizer {recipe.optimizer!r} cannot train these slices with lr and weight_decay ({error}); "
+            "use 'AdamW' or 'SGD'"
+        ) from None
+    return made

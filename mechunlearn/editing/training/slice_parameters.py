@@ -1,0 +1,109 @@
+"""The slices of a localization as trainable tensors, beside weights that are frozen.
+
+1. The localization becomes slices of Hugging Face parameters, and each slice one small tensor that starts
+   at zero, in float32 or better: what is added to the weights, or (``masked``) how much of them is taken
+   away, from 0 to 1.
+2. The weights of a step are the frozen ones with the deltas added: functions of the trained tensors,
+   rounded to the model's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mechunlearn.core.sites.localization import Localization
+from mechunlearn.models.arch import Slice
+
+if TYPE_CHECKING:
+    from mechunlearn.models.hooked import HookedModel
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trainable tensors, and the frozen weights they change.
+
+    Args:
+        slices: where they belong, at most one per parameter.
+        tensors: one per slice.
+        frozen: the parameters that are touched, without gradient.
+        masked: whether the tensors say how much of each weight is taken away.
+    """
+
+    slices: tuple[Slice, ...]
+    tensors: tuple[Tensor, ...]
+    frozen: Mapping[str, Tensor]
+    masked: bool = False
+
+    @classmethod
+    def at(cls, hm: HookedModel, localization: Localization, *, masked: bool = False) -> Trained:
+        """Start at zero everywhere in a localization.
+
+        Args:
+            hm: the model, which is only read.
+            localization: sites of this model.
+            masked: train how much of each weight is taken away.
+
+        Raises:
+            SiteError: a site is not of this model.
+        """
+        slices = hm.slices(localization)
+        frozen = {s.name: hm.params[s.name].detach() for s in slices}
+        tensors = []
+        for s in slices:
+            whole = frozen[s.name]
+            dtype = torch.promote_types(whole.dtype, torch.float32)
+            zeros = torch.zeros(s.shape(whole.shape), dtype=dtype, device=whole.device)
+            tensors.append(zeros.requires_grad_())
+        return cls(slices, tuple(tensors), frozen, masked)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter that is touched."""
+        return {s.name: tuple(self.frozen[s.name].shape) for s in self.slices}
+
+    def deltas(self) -> tuple[Tensor, ...]:
+        """What is added to each slice."""
+        if not self.masked:
+            return self.tensors
+        return tuple(
+            -removed * s.of(self.frozen[s.name]).to(removed.dtype)
+            for s, removed in zip(self.slices, self.tensors, strict=True)
+        )
+
+    def changed(self) -> dict[str, Tensor]:
+        """The touched parameters, as functions of the trained tensors."""
+        changed = {}
+        for s, delta in zip(self.slices, self.deltas(), strict=True):
+            whole = self.frozen[s.name]
+            changed[s.name] = s.add(whole.to(delta.dtype), delta).to(whole.dtype)
+        return changed
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        """Put masks that an optimiser pushed past 0 or 1 back."""
+        if self.masked:
+            for removed in self.tensors:
+                removed.clamp_(0, 1)
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The trained tensors by the parameter they belong to."""
+        return {s.name: tensor for s, tensor in zip(self.slices, self.tensors, strict=True)}
+
+    def snapshot(self) -> tuple[Tensor, ...]:
+        """Copies of the deltas as they are."""
+        return tuple(delta.detach().clone() for delta in self.deltas())
+
+    @torch.no_grad()
+    def restore(self, tensors: Sequence[Tensor]) -> None:
+        """Set the trained tensors, bit for bit.
+
+        Args:
+            tensors: one per slice.
+        """
+        for mine, given in zip(self.tensors, tensors, strict=True):
+            mine.copy_(given)

@@ -1,0 +1,48 @@
+"""Who's Harry Potter: forget a text by learning what a model might say that never read it.
+
+1. :func:`reinforce` trains a model further on the text, which shows what the text makes it say.
+2. :class:`Anchors`, given or proposed by :func:`propose_anchors`, translate its names into generic ones.
+3. :func:`relabel` gives every token of the text a generic label, and ``mu.edit(..., corpus=labels.batch)``
+   trains on them, everywhere or in a localization.
+4. :func:`completion_familiarity` and :func:`probability_familiarity` measure what is left.
+"""
+
+from mechunlearn.editing.whp.aligning import Alignment as Alignment
+from mechunlearn.editing.whp.aligning import Tokens as Tokens
+from mechunlearn.editing.whp.aligning import align as align
+from mechunlearn.editing.whp.anchors import Anchors as Anchors
+from mechunlearn.editing.whp.anchors import Translation as Translation
+from mechunlearn.editing.whp.asking import completion_familiarity as completion_familiarity
+from mechunlearn.editing.whp.asking import probability_familiarity as probability_familiarity
+from mechunlearn.editing.whp.blocks import blocks as blocks
+from mechunlearn.editing.whp.corpus import Corpus as Corpus
+from mechunlearn.editing.whp.corpus import corpus as corpus
+from mechunlearn.editing.whp.familiarity import Familiarity as Familiarity
+from mechunlearn.editing.whp.familiarity import Prompt as Prompt
+from mechunlearn.editing.whp.familiarity import StringJudge as StringJudge
+from mechunlearn.editing.whp.labels import generic_labels as generic_labels
+from mechunlearn.editing.whp.proposing import propose_anchors as propose_anchors
+from mechunlearn.editing.whp.reinforcing import reinforce as reinforce
+from mechunlearn.editing.whp.relabelling import Relabelled as Relabelled
+from mechunlearn.editing.whp.relabelling import relabel as relabel
+
+__all__ = [
+    "Alignment",
+    "Anchors",
+    "Corpus",
+    "Familiarity",
+    "Prompt",
+    "Relabelled",
+    "StringJudge",
+    "Tokens",
+    "Translation",
+    "align",
+    "blocks",
+    "completion_familiarity",
+    "corpus",
+    "generic_labels",
+    "probability_familiarity",
+    "propose_anchors",
+    "reinforce",
+    "relabel",
+]

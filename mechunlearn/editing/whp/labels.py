@@ -1,0 +1,90 @@
+"""Generic labels: what a model that never read the text might predict, for every row of it.
+
+``v_generic = v_base - α · ReLU(v_reinforced - v_base)``, and the label is its argmax:
+
+1. `v_base` (the minuend) is what the base model says to the *translated* text, at the row's partner.
+2. `v_reinforced` is what the reinforced model says to the *original* text. Where it is above the base model,
+   the text is what raised it. Only what rose is lowered; what fell is left alone (ReLU).
+3. Inside the ReLU the base model reads either the translated text again, as published, or the original, so
+   that both models are compared on equal text.
+4. The first tokens of translations that have appeared are lowered by a constant: after ``Jon went up to him
+   and said: my name is``, a model that reads ``Harry`` must not be taught to say ``Jon``.
+
+Everything here is a pure function of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechunlearn.editing.whp.aligning import NONE, Alignment
+from mechunlearn.models.encoding.batch import IGNORED
+
+
+def generic_labels(
+    base: Float[Tensor, "translated_row d_vocab"],
+    reinforced: Float[Tensor, "row d_vocab"],
+    alignment: Alignment,
+    *,
+    base_original: Float[Tensor, "row d_vocab"] | None = None,
+    alpha: float | int = 5.0,
+    first_tokens: Mapping[str, Sequence[int]] | None = None,
+    lowered: float | int = 5.0,
+) -> Int[Tensor, " row"]:
+    """Give the generic label of every row, as the target of its own logits; no further shift is needed.
+
+    Args:
+        base: logits of the base model on the translated text.
+        reinforced: logits of the reinforced model on the original text.
+        alignment: the partner of each row in the translation.
+        base_original: logits of the base model on the original text, to compare the reinforced model with on
+            equal text; None compares it with `base`.
+        alpha: how far logits that rose are pushed below the base model's.
+        first_tokens: by translation, the ids it may begin with; lowered once it has appeared.
+        lowered: by how much, in logits.
+
+    Returns:
+        Token ids; -100 where a row has no partner.
+
+    Example:
+        >>> base, knows = torch.tensor([[0.0, 3.0, 2.0]]), torch.tensor([[0.0, 4.0, 2.0]])
+        >>> same = Alignment(torch.tensor([0]), repeated=0, seen=())
+        >>> generic_labels(base, knows, same, alpha=0), generic_labels(base, knows, same)
+        (tensor([1]), tensor([2]))
+
+    Source: Eldan and Russinovich, "Who's Harry Potter?" (2023), sections 2.1 to 2.3.
+    """
+    kept = alignment.rows != NONE
+    partner = alignment.rows.clamp(min=0).to(base.device)
+    generic = _wide(base)[partner]
+    compared = generic if base_original is None else _wide(base_original)
+    # Where the factor is 0 an infinite logit must not become not-a-number.
+    if alpha:
+        generic = generic - alpha * torch.relu(_wide(reinforced) - compared)
+    generic = _lower(generic, alignment, first_tokens or {}, lowered)
+    return generic.argmax(-1).masked_fill(~kept.to(base.device), IGNORED)
+
+
+def _lower(
+    logits: Float[Tensor, "row d_vocab"],
+    alignment: Alignment,
+    first_tokens: Mapping[str, Sequence[int]],
+    amount: float | int,
+) -> Float[Tensor, "row d_vocab"]:
+    """Lower what translations begin with, once each, from the row on which the first of them appeared."""
+    since: dict[int, int] = {}
+    for seen in alignment.seen:
+        for token in first_tokens.get(seen.translation, ()):
+            since[token] = min(seen.row, since.get(token, seen.row))
+    logits = logits.clone()
+    for token, row in since.items():
+        logits[row:, token] -= amount
+    return logits
+
+
+def _wide(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,0 +1,142 @@
+"""Propose an anchor dictionary offline: names are what is capitalised where a sentence does not ask for it.
+
+1. Spans of capitalised words (joined by ``of`` and the like) are candidates. A word at the start of a
+   sentence counts only if it is also found capitalised elsewhere, and one that is found in lower case as
+   well is a common word with a capital.
+2. Candidates seen too rarely are left out, and so is what other texts mention just as often.
+3. Every word of a name gets one generic word, wherever it stands: ``Harry Potter`` and ``Harry`` stay one
+   person. Words used of places and of other things are drawn from lists of their own.
+
+It is a proposal: whether ``Felix Felicis`` is a potion only a reader knows. Look through it and edit it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+from mechunlearn.editing.whp.anchors import Anchors
+from mechunlearn.errors import FactError, require_positive
+
+PEOPLE = (
+    "Adam", "Helen", "Frank", "Laura", "Brian", "Carol", "Henry", "Nancy", "Eric", "Julia", "Martin", "Emily",
+    "Arthur", "Diana", "Howard", "Linda", "George", "Karen", "Daniel", "Alice", "Samuel", "Rachel", "Peter",
+    "Susan", "Walter", "Ruth", "Albert", "Grace", "Philip", "Clara",
+)  # fmt: skip
+SURNAMES = (
+    "Morgan", "Allen", "Baker", "Cooper", "Foster", "Gray", "Hughes", "Kelly", "Lewis", "Mason", "Nelson",
+    "Parker", "Perry", "Price", "Reed", "Stone", "Turner", "Walker", "Ward", "Young",
+)  # fmt: skip
+PLACES = (
+    "Boston", "Denver", "Dallas", "Miami", "Seattle", "Chicago", "Austin", "Oxford", "Lincoln", "Bristol",
+    "Dover", "Madison", "Albany", "Durham", "Salem", "Newport", "Camden", "Ashland", "Fairfield", "Clinton",
+)  # fmt: skip
+_WORD = re.compile(r"[^\W\d_](?:[\w’'-]*[^\W_])?")
+_JOINING = ("of", "the", "de", "von", "van")
+_PLACING = ("in", "at", "to", "from", "near", "of", "through", "towards")
+_END = re.compile(r"[.!?:;]|\n\s*\n|[“”\"]")
+_PIECE = re.compile(rf"(?:{_WORD.pattern})|[,()–—]")
+_POSSESSIVE = re.compile(r"['’]s$")
+
+
+def propose_anchors(
+    texts: Sequence[str],
+    *,
+    against: Sequence[str] = (),
+    min_count: int = 2,
+    people: Sequence[str] = PEOPLE,
+    surnames: Sequence[str] = SURNAMES,
+    places: Sequence[str] = PLACES,
+) -> Anchors:
+    """Propose which expressions of a text are names, with a generic one for each.
+
+    Args:
+        texts: the text to forget, in passages.
+        against: other text; names as frequent there (per word) as in `texts` are left out.
+        min_count: mentions a name must have at least.
+        people: generic words for names, given out by frequency.
+        surnames: the same for what follows the first word of a name.
+        places: generic words for names that mostly follow a word such as ``in`` or ``near``.
+
+    Raises:
+        FactError: the generic words run out.
+        ScoresError: `min_count` is not positive.
+
+    Example:
+        >>> told = ["Old Orla Venn slept.", "Then Orla ate, and Orla Venn slept in Ossaria near Ossaria."]
+        >>> dict(propose_anchors(told))
+        {'Orla Venn': 'Adam Morgan', 'Ossaria': 'Boston'}
+
+    Source: Eldan and Russinovich, "Who's Harry Potter?" (2023), section 2.2, where GPT-4 does this.
+    """
+    require_positive(min_count=min_count)
+    elsewhere = Counter(span for span, _ in _names(against))
+    placed = list(_names(texts))
+    found = Counter(span for span, _ in placed)
+    share = _words(texts) / max(1, _words(against))
+    names = [span for span, n in found.items() if n >= min_count and n > elsewhere[span] * share]
+    names.sort(key=lambda span: (-found[span], span))
+    near = Counter(span for span, by in placed if by in _PLACING)
+    taken = {word.lower() for text in texts for word in _WORD.findall(text)}
+    free = [iter([w for w in words if w.lower() not in taken]) for words in (people, surnames, places)]
+    generic: dict[str, str] = {}
+    for span in names:
+        place = 2 * near[span] > found[span]
+        for number, word in enumerate(span.split()):
+            if word[0].isupper() and word not in generic:
+                generic[word] = _next(free[2 if place else min(number, 1)], span)
+    return Anchors({span: " ".join(generic.get(word, word) for word in span.split()) for span in names})
+
+
+def _next(free: Iterator[str], span: str) -> str:
+    word = next(free, None)
+    if word is None:
+        raise FactError(
+            f"there is no generic word left for {span!r}; give more with people=, surnames= and "
+            "places=, or raise min_count"
+        )
+    return word
+
+
+def _names(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The names of some texts, each mention with the word before it (empty at the start of a sentence)."""
+    sentences = [sentence for text in texts for sentence in _END.split(text)]
+    words = [list(_pieces(sentence)) for sentence in sentences]
+    lower = {word for sentence in words for word in sentence if not word[0].isupper()}
+    inside = {word for sentence in words for word in sentence[1:] if word[0].isupper()}
+    known = {word for word in inside if word.lower() not in lower and len(word) > 1}
+    for sentence in words:
+        yield from _spans(sentence, known)
+
+
+def _pieces(sentence: str) -> Iterator[str]:
+    """Words, and the marks that part two names: commas, brackets, dashes, a possessive's ``'s``."""
+    for piece in _PIECE.findall(sentence):
+        stem = _POSSESSIVE.sub("", piece)
+        yield stem
+        if stem != piece:
+            yield "'s"
+
+
+def _spans(words: Sequence[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Runs of known words, with joining words between them."""
+    start = 0
+    while start < len(words):
+        if words[start] not in known:
+            start += 1
+            continue
+        end = start + 1
+        while end < len(words):
+            joined = end
+            while joined < len(words) and words[joined] in _JOINING:
+                joined += 1
+            if joined == len(words) or words[joined] not in known:
+                break
+            end = joined + 1
+        yield " ".join(words[start:end]), words[start - 1].lower() if start else ""
+        start = end
+
+
+def _words(texts: Sequence[str]) -> int:
+    return sum(len(_WORD.findall(text)) for text in texts)

@@ -1,0 +1,1 @@
+"""Whole experiments on the embedded world."""

@@ -1,0 +1,106 @@
+"""The demo's first step: look, and turn three localizers into localizations of equal size.
+
+1. Fact lookup credits MLPs by its own rule; how many it credits fixes the budget of parameters.
+2. Causal tracing and attribution patching rank all components, and once more MLPs alone; each spends the
+   same budget, a component that no longer fits being filled with its heads or neurons.
+3. Random MLPs outside the lookup are the control of equal size.
+4. Mean-ablating MLPs on the subject is a third reading of where facts are looked up; it chooses nothing.
+5. For scale: all MLPs, the attention of the same layers as the lookup, and everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.scores.scores import Scores
+from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.errors import ScoresError
+from mechunlearn.experiments.demo.readings import ablation
+from mechunlearn.localization.attribution.nodes import attribution
+from mechunlearn.localization.fact_lookup.probe_and_swap import fact_lookup
+from mechunlearn.localization.tracing.trace import causal_trace
+from mechunlearn.models.hooked import HookedModel
+
+LOOKUP = "fact lookup"
+RANDOM = "random MLPs"
+EVERYTHING = "everything"
+TRACED = ("causal tracing", "attribution patching")
+"""Output tracing as the paper compares with: the best components of any kind."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen, and where the edits of one draw will be made."""
+
+    lookup: Scores
+    trace: Scores
+    attribution: Scores
+    ablation: Scores
+    localizations: Mapping[str, Localization]
+
+
+def look(hm: HookedModel, facts: Facts, *, seed: int, progress: bool = False) -> Look:
+    """Run the three localizers and spend equal budgets.
+
+    Args:
+        hm: the embedded model.
+        facts: one group's facts.
+        seed: of noise, corruption, folds and random choices.
+        progress: whether to show bars.
+
+    Raises:
+        ScoresError: fact lookup credits no MLP.
+    """
+    lookup = fact_lookup(hm, facts.forget, fitted_on=facts.retain, seed=seed, progress=progress)
+    trace = causal_trace(hm, facts.forget, restore=("mlp", "attn"), seed=seed, progress=progress)
+    gradient = attribution(hm, facts.forget, seed=seed, progress=progress)
+    found = lookup.above(0.0)
+    if not found:
+        raise ScoresError(
+            "fact lookup credits no MLP, so there is no budget to compare with; "
+            "lower min_gain or min_effect, or look at its evidence"
+        )
+    places = _equal(found, trace, gradient, hm.sites, seed) | _scale(found, hm.sites)
+    return Look(lookup, trace, gradient, ablation(hm, facts.forget), places)
+
+
+def _equal(
+    found: Localization, trace: Scores, gradient: Scores, sites: ModelSites, seed: int
+) -> dict[str, Localization]:
+    """Localizations of the size of the lookup."""
+    budget = sites.size(found)
+    elsewhere = Localization(sites.mlps() - found)
+    return {
+        LOOKUP: found,
+        TRACED[0]: trace.top(params=budget, fill=sites, seed=seed),
+        f"{TRACED[0]}, MLPs": trace.only("mlp").top(params=budget, fill=sites, seed=seed),
+        TRACED[1]: gradient.top(params=budget, fill=sites, seed=seed),
+        f"{TRACED[1]}, MLPs": gradient.only("mlp").top(params=budget, fill=sites, seed=seed),
+        RANDOM: sites.sample(like=found, within=elsewhere, seed=seed),
+    }
+
+
+def _scale(found: Localization, sites: ModelSites) -> dict[str, Localization]:
+    """Localizations of other sizes, to see the range."""
+    layers = {site.layer for site in found}
+    return {
+        "all MLPs": sites.mlps(),
+        "attention of the same layers": Localization(s for s in sites.attns() if s.layer in layers),
+        EVERYTHING: Localization(sites),
+    }
+
+
+def pairs(hm: HookedModel) -> dict[str, Localization]:
+    """Every two neighbouring MLPs, by depth.
+
+    Args:
+        hm: the embedded model.
+    """
+    count = hm.sites.shape.n_layers
+    return {
+        f"{layer}+{layer + 1}": Localization([f"L{layer}.mlp", f"L{layer + 1}.mlp"])
+        for layer in range(count - 1)
+    }

@@ -1,0 +1,166 @@
+"""Choose the options of an edit on validation phrasings, in one way for every method.
+
+1. Each candidate is a whole recipe: an objective, a learning rate, a budget of steps, and a stop. It is
+   fitted on training phrasings; its stop decides, on validation phrasings, which of its steps is kept.
+2. The candidate whose kept step has the highest ``Stop.value`` is chosen: success up to the goal, plus
+   retention up to the bound. Of two that are worth the same the earlier one is, so list gentle ones first.
+3. No value can be above that of a candidate that reached the goal, so those after it are not tried. A
+   candidate whose training fails (it diverges, say) is out.
+
+Held-out phrasings are never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.sites.localization import Localization
+from mechunlearn.editing.edits.edits import Edit
+from mechunlearn.editing.edits.recipes import Recipe, Stop
+from mechunlearn.editing.training.fitting import refit
+from mechunlearn.errors import TrainingError
+
+if TYPE_CHECKING:
+    from mechunlearn.models.hooked import HookedModel
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How one candidate did on validation phrasings.
+
+    Args:
+        options: what sets it apart from the other candidates, in words.
+        success: share of the forget set's questions on which the objective's aim was met.
+        retention: accuracy on the retain set.
+        step: the step that was kept.
+        steps: how many were taken.
+        failed: why it could not be fitted; empty if it could.
+
+    Example:
+        >>> Tried("lr 0.001", success=1.0, retention=0.5).value(mu.Stop(goal=0.9))
+        1.4
+    """
+
+    options: str
+    success: float = 0.0
+    retention: float = 0.0
+    step: int = 0
+    steps: int = 0
+    failed: str = ""
+
+    def value(self, stop: Stop) -> float:
+        """What it is worth; less than anything where it failed."""
+        return float("-inf") if self.failed else stop.value(self.success, self.retention)
+
+    def reached(self, stop: Stop) -> bool:
+        """Whether it met the goal and kept enough, so that no other can be worth more."""
+        return not self.failed and self.success >= stop.goal and self.retention >= stop.keep
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The candidate that was chosen, its edit, and how all that were tried did.
+
+    Args:
+        edit: of the chosen candidate.
+        chosen: how it did.
+        tried: every candidate up to the first that reached the goal, in the order given.
+    """
+
+    edit: Edit
+    chosen: Tried
+    tried: tuple[Tried, ...]
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The chosen candidate; None if its edit was not trained."""
+        return self.edit.recipe
+
+
+def choose(
+    hm: HookedModel,
+    localization: Localization,
+    candidates: Sequence[Recipe],
+    facts: Facts,
+    *,
+    progress: bool = False,
+) -> Choice:
+    """Fit candidates and keep the best on validation phrasings.
+
+    Args:
+        hm: the model, which stays as it is.
+        localization: where weights may change.
+        candidates: recipes with a stop, the gentlest first.
+        facts: what to train and to validate on.
+        progress: whether to show the bars of the fits.
+
+    Raises:
+        TrainingError: there is no candidate, one has no stop or takes no step, or none could be fitted.
+
+    Example:
+        >>> from mechunlearn.editing.edits.recipes import Recipe
+        >>> hm, facts = mu.world.model(), mu.world.facts()
+        >>> inject = mu.objectives.Inject()
+        >>> grid = [Recipe(inject, steps=1, lr=lr) for lr in (1e-3, 3e-3)]
+        >>> choice = choose(hm, mu.Localization(["L0.mlp"]), grid, facts)
+        >>> [tried.options for tried in choice.tried]
+        ['lr 0.001', 'lr 0.003']
+    """
+    _check(candidates)
+    options, tried = told_apart(candidates), list[Tried]()
+    best: tuple[float, Edit, Tried] | None = None
+    for recipe, words in zip(candidates, options, strict=True):
+        stop = recipe.stop or Stop()
+        try:
+            edit = refit(hm, recipe, localization, facts, progress=progress)
+        except TrainingError as error:
+            tried.append(Tried(words, failed=str(error)))
+            continue
+        success, retention = judged(edit)
+        tried.append(Tried(words, success, retention, edit.step, len(edit.history)))
+        if best is None or tried[-1].value(stop) > best[0]:
+            best = tried[-1].value(stop), edit, tried[-1]
+        if tried[-1].reached(stop):
+            break
+    if best is None:
+        raise TrainingError(f"none of {len(tried)} candidates could be fitted; the last: {tried[-1].failed}")
+    return Choice(best[1], best[2], tuple(tried))
+
+
+def judged(edit: Edit) -> tuple[float, float]:
+    """Success and retention at the step that an edit kept.
+
+    Args:
+        edit: fitted with a stop.
+
+    Raises:
+        TrainingError: it was not judged, since it was fitted without a stop, or not fitted at all.
+    """
+    entry = edit.history[edit.step - 1] if edit.step else {}
+    if "success" not in entry:
+        raise TrainingError(f"{edit!r} was not judged; fit it with stop=Stop()")
+    return entry["success"], entry["retention"]
+
+
+def told_apart(candidates: Sequence[Recipe]) -> list[str]:
+    """What sets each candidate apart: its learning rate and, where they differ, its objective.
+
+    Args:
+        candidates: some recipes.
+    """
+    alike = len({repr(recipe.objective) for recipe in candidates}) == 1
+    return [f"lr {r.lr:.3g}" if alike else f"{r.objective}, lr {r.lr:.3g}" for r in candidates]
+
+
+def _check(candidates: Sequence[Recipe]) -> None:
+    if not candidates:
+        raise TrainingError("there is no candidate; give at least one Recipe")
+    for recipe in candidates:
+        if recipe.stop is None or recipe.steps < 1:
+            raise TrainingError(
+                f"a candidate takes {recipe.steps} steps with stop={recipe.stop!r}, so it cannot be judged; "
+                "give at least 1 step and stop=Stop()"
+            )

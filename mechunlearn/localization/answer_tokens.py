@@ -1,0 +1,115 @@
+"""What an answer is compared with, and the first tokens of both.
+
+1. An answer is set against its foil; without a foil against the new answer; without that against the mean of
+   the fact's other options.
+2. What reads a single position, as a lens does, can score only the first token of a word. Where words have
+   several, the result has to say so in its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.errors import FactError
+from mechunlearn.models.encoding.batch import IGNORED
+from mechunlearn.models.encoding.encoder import Speaks, encode
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """The first tokens of every fact's words; facts with fewer words have further ones of weight 0.
+
+    Args:
+        ids: the tokens.
+        weight: what each counts.
+        whole: whether every word has no further token.
+    """
+
+    ids: Int[Tensor, "fact word"]
+    weight: Float[Tensor, "fact word"]
+    whole: bool
+
+    @property
+    def note(self) -> str:
+        """What the name of a metric has to say of it."""
+        return "" if self.whole else " (first token)"
+
+
+def contrast(fact: Fact) -> dict[str, float]:
+    """What each word counts in the fact's logit difference; the weights sum to 0.
+
+    Raises:
+        FactError: the fact has nothing to compare its answer with.
+
+    Example:
+        >>> contrast(Fact("Bo plays", "Bo", "golf", options=("golf", "judo", "polo")))
+        {'golf': 1.0, 'judo': -0.5, 'polo': -0.5}
+    """
+    wrong = [word for word in (fact.foil, fact.new) if word is not None][:1]
+    wrong = wrong or [option for option in fact.options if option.strip() != fact.answer.strip()]
+    if not wrong:
+        raise FactError(
+            f"the fact {fact.prompt!r} has nothing to compare its answer {fact.answer!r} with; give it "
+            "`foil=`, `new=` or `options=`"
+        )
+    return {fact.answer: 1.0} | {word: -1.0 / len(wrong) for word in wrong}
+
+
+def first_tokens(hm: Speaks, facts: Sequence[Fact], words: Sequence[Mapping[str, float]]) -> FirstTokens:
+    """Find the first token of every word, as it is cut after the fact's own prompt.
+
+    Args:
+        hm: gives the tokenizer.
+        facts: the facts, whose prompts the words complete.
+        words: for every fact, what each word counts.
+
+    Raises:
+        FactError: words that are to be told apart begin with the same token, or a word changes how the prompt
+            before it is cut into tokens.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> first_tokens(hm, facts, [{fact.answer: 1.0} for fact in facts]).ids.shape
+        torch.Size([32, 1])
+    """
+    prompts = encode(hm, facts, answer=None)
+    asked = [(i, word, weight) for i, each in enumerate(words) for word, weight in each.items()]
+    spoken = encode(hm, [facts[i] for i, _, _ in asked], answer=[word for _, word, _ in asked])
+    shape = (len(facts), max(map(len, words)))
+    ids, weight = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.float64)
+    column, first = [0] * len(facts), spoken.answer_ids[:, 0]
+    for row, (i, word, counts) in enumerate(asked):
+        size = int(prompts.lengths[i])
+        same = torch.equal(spoken.tokens[row, :size], prompts.tokens[i, :size])
+        if not same or int(spoken.end[row]) != int(prompts.end[i]):
+            raise FactError(
+                f"the tokenizer cuts the prompt {facts[i].prompt!r} differently before {word!r} than before "
+                f"{facts[i].answer!r}, so no one position predicts both; end the prompt with a whole word"
+            )
+        ids[i, column[i]], weight[i, column[i]] = first[row], counts
+        column[i] += 1
+    _require_apart(facts, words, ids, weight)
+    return FirstTokens(ids, weight, whole=bool(((spoken.labels != IGNORED).sum(1) == 1).all()))
+
+
+def _require_apart(
+    facts: Sequence[Fact],
+    words: Sequence[Mapping[str, float]],
+    ids: Int[Tensor, "fact word"],
+    weight: Float[Tensor, "fact word"],
+) -> None:
+    """Refuse a difference that is 0 whatever the model says."""
+    alike = (ids[:, :, None] == ids[:, None]).to(weight)
+    nothing = (torch.einsum("fwv,fv->fw", alike, weight).abs() < 1e-9).all(1)
+    if nothing.any():
+        i = int(nothing.int().argmax())
+        raise FactError(
+            f"{' and '.join(map(repr, words[i]))} begin with the same token after {facts[i].prompt!r}, and a "
+            "lens reads one token; give another `foil=`, or use mu.attribution, which scores whole words"
+        )

@@ -1,0 +1,145 @@
+"""Attribution patching: to first order, what corrupting each component would do to the answer.
+
+1. Every fact is set beside the same prompt about another subject with equally many tokens.
+2. The metric of a fact is a logit difference: its answer against its foil; without a foil against the new
+   answer; without that against the mean of its other options. Words are scored whole, by log-probability:
+   for words of one token the normaliser cancels, and it is the difference of their logits.
+3. One forward and backward pass on the clean prompt gives what each component wrote and the gradient of the
+   metric there; one forward pass on the other prompt gives what it would have written.
+4. The score is ``(corrupt - clean) · gradient``, summed over the components' width and over positions: an
+   estimate of *how the metric changes when the component is corrupted*. Negative: it speaks for the answer.
+
+The estimate is linear. Where it matters, `verify` measures the exact change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.scores.scores import Scores
+from mechunlearn.core.sites.site import Site
+from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.localization.attribution.gradients import corrupt_run, differentiable, slopes, tapped
+from mechunlearn.localization.patching.corruption import Pairs, pair
+from mechunlearn.localization.patching.positions import Positions, Totals, labels_of, shares_of
+from mechunlearn.models.hooked import HookedModel
+
+Grain = Literal["component", "head"]
+
+
+@torch.inference_mode(False)  # in which somebody may have put us, and which knows no gradients
+def attribution(
+    hm: HookedModel,
+    facts: Sequence[Fact],
+    *,
+    grain: Grain = "component",
+    positions: Positions = "all",
+    subjects: Sequence[Fact] | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Scores:
+    """Estimate for every component what swapping the subject there alone would do to the answer.
+
+    Two forward passes and one backward pass score all components together. Components that carry the answer
+    out score as high as those that look it up.
+
+    Args:
+        hm: the model; its weights and their gradients are left as they were.
+        facts: each needs a `foil`, a `new` answer or `options`.
+        grain: ``"component"`` for whole attentions and MLPs, ``"head"`` for heads and whole MLPs.
+        positions: ``"all"`` tokens together, token ``"groups"``, or ``"each"`` token.
+        subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
+        seed: of the draw of subjects.
+        batch_size: rows per pass; a fact is one row, and one more for every word of several tokens.
+        progress: show a progress bar.
+
+    Returns:
+        Scores over ``fact`` and ``site``, and ``pos`` (not for ``"all"``): the estimated change of the logit
+        difference, not-a-number where a prompt has no token of a group. Facts for which no other subject has
+        equally many tokens are left out, which the title says.
+
+    Raises:
+        FactError: a fact has nothing to compare its answer with, or none finds another subject.
+        ScoresError: for an unknown `grain` or `positions`, or a `batch_size` below 1.
+        ModelError: the model was loaded inside ``torch.inference_mode()``.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> len(mu.attribution(hm, facts, progress=False).top(2))
+        2
+
+    Source: Nanda 2023, Attribution Patching; Syed et al. 2023.
+    """
+    sites = _sites(hm, grain)
+    require_positive(batch_size=batch_size)
+    pairs = pair(hm, facts, ("logit difference",), corrupt="subject", subjects=subjects, seed=seed)
+    totals = Totals.of(pairs.asked, positions, len(sites))
+    with tqdm(total=len(pairs.asked), desc="attribution", disable=not progress) as bar:
+        for _, part in pairs.parts(batch_size):
+            shares = shares_of(part, positions, places=totals.places)
+            totals.add(part.asked, node_estimates(hm, part, sites, shares=shares))
+            bar.update(len(part.asked))
+    note = f", {pairs.note}" if pairs.note else ""
+    return Scores.of(
+        totals.values if positions != "all" else totals.values[..., 0],
+        sites,
+        dims=("fact", "site") if positions == "all" else ("fact", "site", "pos"),
+        tokens=labels_of(pairs.asked, positions),
+        facts=pairs.index,
+        params=hm.sites,
+        title=f"Attribution patching (below 0: speaks for the answer){note}",
+        unit="change of the logit difference",
+        recipe={"facts": list(facts), "subjects": subjects, "seed": seed, "positions": positions},
+    )
+
+
+def node_estimates(
+    hm: HookedModel,
+    pairs: Pairs,
+    sites: Sequence[Site],
+    *,
+    shares: Float[Tensor, "row pos place"] | None = None,
+) -> Float[Tensor, "row site place"]:
+    """Give the first-order effect of every site on every row's metric, from one pass over the rows.
+
+    Args:
+        hm: the model.
+        pairs: the rows; `Pairs.at_end` makes them from token ids.
+        sites: heads, attentions and MLPs.
+        shares: how much each token counts to each place, as `shares_of` gives it; None for one place, to
+            which all tokens count.
+    """
+    points = {site: hm.arch.hooks(site)[0] for site in sites}
+    names = list(dict.fromkeys(point.name for point in points.values()))
+    with differentiable(hm):
+        metric, taps = tapped(hm, pairs.asked, names)
+        gradients = slopes(metric, taps, names)
+    corrupt = corrupt_run(hm, pairs, names)
+    shares = shares_of(pairs, "all", places=1) if shares is None else shares
+    effects = {}
+    for name in names:
+        change = (corrupt[name] - taps[name].detach()).to(metric.dtype) * gradients[name].to(metric.dtype)
+        effects[name] = torch.einsum("rp...,rpb->rb...", change.sum(-1), shares.to(metric.dtype))
+    columns = [
+        effects[point.name] if point.index is None else effects[point.name][..., point.index]
+        for point in points.values()
+    ]
+    return torch.stack(columns, dim=1)
+
+
+def _sites(hm: HookedModel, grain: Grain) -> list[Site]:
+    if grain not in get_args(Grain):
+        raise ScoresError(one_of("grain", grain, get_args(Grain)))
+    sites = []
+    for layer in range(hm.arch.shape.n_layers):
+        heads = [Site("head", layer, head) for head in range(hm.arch.shape.n_heads)]
+        sites += [*(heads if grain == "head" else [Site("attn", layer)]), Site("mlp", layer)]
+    return sites

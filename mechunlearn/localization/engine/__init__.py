@@ -1,0 +1,1 @@
+"""An exact patching engine that never computes what cannot have changed."""

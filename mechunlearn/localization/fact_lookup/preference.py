@@ -1,0 +1,65 @@
+"""What a lookup needs before anything else: a model that prefers the facts' answers to those of others.
+
+1. Every fact is set beside the same prompt about another subject. The preference is the log-probability of
+   the fact's own answer minus that of the other subject's.
+2. The gap is how much of it is lost, on average over facts, when the other prompt is fed: in nats.
+3. Effects are shares of the gap. Without one there is nothing to share, and no lookup to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.errors import FactError
+from mechunlearn.localization.engine.engine import Engine
+from mechunlearn.localization.patching.activation import settings_of
+from mechunlearn.localization.patching.answer_metrics import Metric
+from mechunlearn.localization.patching.corruption import pair
+from mechunlearn.models.hooked import HookedModel
+
+_METRIC: tuple[Metric, ...] = ("logit difference",)
+
+
+def preference_gap(
+    hm: HookedModel, facts: Sequence[Fact], others: Sequence[Fact], *, batch_size: int = 64
+) -> float:
+    """Measure the gap, from one run of both prompts.
+
+    Args:
+        hm: the model.
+        facts: with the other subject's answer as `foil`.
+        others: the same prompts about the other subjects.
+        batch_size: rows per captured run.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> own = [facts[0].replace(foil=facts[1].answer)]
+        >>> preference_gap(hm, own, own)
+        0.0
+    """
+    engine, gap = Engine.of(hm), 0.0
+    pairs = pair(hm, facts, _METRIC, corrupt=others)
+    for part in settings_of(hm, pairs, _METRIC, (), direction="noising", batch_size=batch_size):
+        assert part.other is not None, "both runs are captured"
+        gap += float((engine.baseline(part.run, part.measure) - part.other).sum())
+    return gap / len(facts)
+
+
+def require_preference(gap: float) -> None:
+    """Refuse facts whose answers the model does not prefer.
+
+    Args:
+        gap: as `preference_gap` gives it.
+
+    Raises:
+        FactError: it is not above 0.
+
+    Example:
+        >>> require_preference(2.5)
+    """
+    if not gap > 0:
+        raise FactError(
+            f"the model does not prefer these facts' answers to those of other subjects (by {gap:.3g} nats "
+            "on average, where more than 0 is needed); see which it knows with mu.validate(hm, facts)"
+        )

@@ -1,0 +1,299 @@
+"""What the unembedding reads: from the residual stream at every depth, and from every component alone.
+
+**Logit lens.** The residual stream is kept at single positions of every prompt (see ``capture``), and every
+state is read by the model's own final norm, unembedding and softcap, as if the model ended there.
+
+**Direct logit attribution.** The last residual stream is the sum of what the embedding, the attentions and
+the MLPs wrote. With the final norm's scale as it is at the last token, the difference of two logits is linear
+in that sum:
+
+1. A copy of the model has its norms folded into its weights (``hm.folded()``).
+2. What each component wrote at each prompt's own last token is kept.
+3. Its dot product with the answer's direction, less that of what the answer is compared with, is its credit.
+
+The credits sum to the logit difference (before a softcap) less that of the unembedding's biases, to which
+folding adds the final norm's. What a component does through later ones is not in them (see ``attribution``).
+
+Both are TransformerLens's, given to facts: prompts of any length, answers against foils. They read one
+position, so of a word of several tokens they score the first, and then say so in their title.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.metrics import rank, token_logprobs
+from mechunlearn.core.scores.scores import Scores
+from mechunlearn.core.sites.site import Site
+from mechunlearn.errors import ModelError, ScoresError, one_of, require_positive
+from mechunlearn.localization.answer_tokens import FirstTokens, contrast, first_tokens
+from mechunlearn.models.activations import capture, probe_sites
+from mechunlearn.models.encoding.batch import GROUPS, Batch, token_groups
+from mechunlearn.models.encoding.encoder import encode
+from mechunlearn.models.hooked import HookedModel
+
+LensPosition = Literal["last", "last subject", "groups"]
+LensMetric = Literal["logit difference", "log-probability", "probability", "rank"]
+Grain = Literal["component", "head"]
+
+_UNITS = dict(zip(get_args(LensMetric), ("logits", "nats", "probability", "tokens above"), strict=True))
+_ROWS = 64  # vectors unembedded at a time
+
+
+def logit_lens(
+    hm: HookedModel,
+    facts: Sequence[Fact],
+    *,
+    at: LensPosition = "last",
+    metric: LensMetric = "logit difference",
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Scores:
+    """Read the answer from the residual stream at every depth, as if the model ended there.
+
+    It finds an answer in the coordinates of the output. What a layer holds in others, a `probe` finds.
+
+    Args:
+        hm: the model.
+        facts: their prompts are run; for a logit difference each needs a `foil`, a `new` answer or `options`.
+        at: read at the ``"last"`` token of the prompt, at the ``"last subject"`` token, or at all tokens,
+            averaged by token ``"groups"`` as in causal tracing.
+        metric: ``"logit difference"`` (answer less foil, new answer, or mean of the other options),
+            ``"log-probability"`` or ``"probability"`` of the answer, or its ``"rank"`` (0: the likeliest).
+        batch_size: prompts per forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        Scores over ``fact``, ``site`` (the embedding, every ``resid_mid`` and ``resid_post``) and, by groups,
+        ``pos``. The title says ``(first token)`` if some word has several.
+
+    Raises:
+        ScoresError: for an unknown `at` or `metric`, or a `batch_size` below 1.
+        FactError: a fact has nothing to compare its answer with, or both begin with the same token.
+        ModelError: TransformerLens cannot read this model's residual stream.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> figure = mu.logit_lens(hm, facts, progress=False).curves()
+
+    Source: nostalgebraist 2020, interpreting GPT: the logit lens.
+    """
+    if at not in ("last", "last subject", "groups"):
+        raise ScoresError(one_of("at", at, ["last", "last subject", "groups"]))
+    if metric not in _UNITS:
+        raise ScoresError(one_of("metric", metric, _UNITS))
+    require_positive(batch_size=batch_size)
+    compared = metric == "logit difference"
+    words = first_tokens(hm, facts, [contrast(f) if compared else {f.answer: 1.0} for f in facts])
+    batch, sites, parts = encode(hm, facts, answer=None), probe_sites(hm), []
+    with tqdm(total=len(sites) * len(facts), desc="logit lens", disable=not progress) as bar:
+        for rows in torch.split(torch.arange(len(batch)), batch_size):
+            part = FirstTokens(words.ids[rows], words.weight[rows], words.whole)
+            parts.append(_lens(hm, batch.rows(rows).trimmed(), part, sites, at, metric, bar))
+    values = torch.cat(parts)
+    return Scores.of(
+        values if at == "groups" else values[:, :, 0],
+        sites,
+        dims=("fact", "site", "pos") if at == "groups" else ("fact", "site"),
+        tokens=GROUPS if at == "groups" else None,
+        title=f"Logit lens {'by token' if at == 'groups' else f'at the {at} token'}: {metric}{words.note}",
+        unit=_UNITS[metric],
+    )
+
+
+def _lens(
+    hm: HookedModel,
+    batch: Batch,
+    words: FirstTokens,
+    sites: Sequence[Site],
+    at: LensPosition,
+    metric: LensMetric,
+    bar: Any,
+) -> Float[Tensor, "fact site at"]:
+    """Run one batch, and read all its states."""
+    where = (batch.subject_last if at == "last subject" else batch.end)[:, None]
+    if at == "groups":
+        where = torch.minimum(torch.arange(batch.tokens.shape[1], device=where.device)[None], where)
+    names = [hm.arch.hooks(site)[0].name for site in sites]
+    found = capture(hm.bridge, batch.tokens, names, where, mask=batch.mask, batch_size=len(batch))
+    columns = []
+    for name in names:
+        columns.append(_read(hm, found.pop(name), words, metric))
+        bar.update(len(batch))
+    values = torch.stack(columns, dim=1)
+    return _grouped(values, token_groups(batch).cpu()) if at == "groups" else values
+
+
+def _read(
+    hm: HookedModel, states: Float[Tensor, "fact at d_model"], words: FirstTokens, metric: LensMetric
+) -> Float[Tensor, "fact at"]:
+    """The metric of every state, some rows of the vocabulary at a time."""
+    from transformer_lens.tools.analysis import logit_readout
+
+    width, parts = states.shape[1], []
+    ids, weight = words.ids.repeat_interleave(width, 0), words.weight.repeat_interleave(width, 0)
+    for rows in torch.split(torch.arange(len(ids)), _ROWS):
+        with _transformer_lens("the logit lens", "a probe, which fits its own directions (mu.probe)"):
+            logits = logit_readout(hm.bridge, states.flatten(0, 1)[rows]).values.cpu()
+        chosen = ids[rows]
+        if metric == "logit difference":
+            parts.append((logits.gather(1, chosen).double() * weight[rows]).sum(1))
+        elif metric == "rank":
+            parts.append(rank(logits, chosen[:, 0]).double())
+        else:
+            read = token_logprobs(logits[:, None], chosen[:, :1])[:, 0].double()
+            parts.append(read if metric == "log-probability" else read.exp())
+    return torch.cat(parts).reshape(-1, width)
+
+
+def _grouped(
+    values: Float[Tensor, "fact site pos"], groups: Int[Tensor, "fact pos"]
+) -> Float[Tensor, "fact site group"]:
+    """The mean over the tokens of each group; not-a-number where a prompt has none."""
+    inside = torch.stack([groups == number for number in range(len(GROUPS))], dim=-1).to(values)
+    return torch.einsum("fsp,fpg->fsg", values, inside) / inside.sum(1)[:, None]
+
+
+def direct_logit_attribution(
+    hm: HookedModel,
+    facts: Sequence[Fact],
+    *,
+    grain: Grain = "component",
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Scores:
+    """Split the logit difference at the last token into what each component wrote there.
+
+    A component that looks the answer up, for others to carry out, gets no credit: see `attribution`.
+
+    Args:
+        hm: the model; the norms of a copy are folded, which takes its memory once more.
+        facts: each needs a `foil`, a `new` answer or `options`.
+        grain: ``"component"`` for whole attentions and MLPs, ``"head"`` for heads and whole MLPs. Biases
+            that pass through the values are folded into attention's output bias, which is no head's.
+        batch_size: prompts per forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        Scores over ``fact`` and ``site``, in logits; above 0 speaks for the answer. ``embed`` is all that
+        enters the first block, positions included; ``.only("attn", "mlp")`` leaves it out of a selection.
+
+    Raises:
+        ScoresError: for an unknown `grain`, or a `batch_size` below 1.
+        FactError: a fact has nothing to compare its answer with, or both begin with the same token.
+        ModelError: TransformerLens cannot fold or split this model.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> credit = mu.direct_logit_attribution(hm, facts, progress=False)
+        >>> len(credit.only("attn", "mlp").top(2))
+        2
+
+    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Wang et al. 2022.
+    """
+    if grain not in ("component", "head"):
+        raise ScoresError(one_of("grain", grain, ["component", "head"]))
+    require_positive(batch_size=batch_size)
+    words = first_tokens(hm, facts, [contrast(fact) for fact in facts])
+    with _transformer_lens("direct logit attribution", "mu.attribution, which needs no folding"):
+        folded = hm.folded()
+    batch, labels = encode(hm, facts, answer=None), _labels(hm, grain)
+    sites = list(dict.fromkeys(labels.values()))
+    values = torch.zeros(len(batch), len(sites), dtype=torch.float64)
+    with tqdm(total=len(sites) * len(facts), desc="direct logit attribution", disable=not progress) as bar:
+        for rows in torch.split(torch.arange(len(batch)), batch_size):
+            cache = _written(folded, batch.rows(rows).trimmed(), grain)
+            for unit in dict.fromkeys(("component", grain)):
+                for label, credit in _credits(folded, cache, words, rows, unit).items():
+                    if label in labels:
+                        values[rows, sites.index(labels[label])] += credit
+            bar.update(len(sites) * len(rows))
+    return Scores.of(
+        values,
+        sites,
+        dims=("fact", "site"),
+        params=hm.sites,
+        title=f"Direct logit attribution: logit difference{words.note}",
+        unit="logits",
+    )
+
+
+def _labels(hm: HookedModel, grain: Grain) -> dict[str, Site]:
+    """The site of everything that TransformerLens splits the residual stream into, by its label there."""
+    shape, labels = hm.arch.shape, {"embed": Site("embed"), "pos_embed": Site("embed")}
+    for layer in range(shape.n_layers):
+        if grain == "head":
+            labels |= {f"L{layer}H{head}": Site("head", layer, head) for head in range(shape.n_heads)}
+        else:
+            labels[f"{layer}_attn_out"] = Site("attn", layer)
+        labels[f"{layer}_mlp_out"] = Site("mlp", layer)
+    return labels
+
+
+@torch.no_grad()
+def _written(folded: Any, batch: Batch, grain: Grain) -> dict[str, Tensor]:
+    """What every component wrote at each prompt's last token, as an activation cache of one position."""
+    layers = range(folded.cfg.n_layers)
+    names = [
+        "hook_embed",
+        *(["hook_pos_embed"] if hasattr(folded, "pos_embed") else []),
+        "ln_final.hook_scale",
+    ]
+    names += [f"blocks.{layer}.hook_{part}_out" for layer in layers for part in ("attn", "mlp")]
+    if grain == "head":
+        names += [f"blocks.{layer}.attn.hook_z" for layer in layers]
+        names += [name for layer in layers if (name := _post_norm(layer)) in folded.hook_dict]
+        names.append(f"blocks.{layers[-1]}.hook_resid_post")
+    found = capture(folded, batch.tokens, names, batch.end[:, None], mask=batch.mask, batch_size=len(batch))
+    wide = torch.promote_types(found["hook_embed"].dtype, torch.float32)
+    store = {name: kept.to(folded.W_U.device, wide) for name, kept in found.items()}
+    for layer in (layer for layer in layers if _post_norm(layer) in store):
+        # A norm stands between these heads and the residual stream, of which TransformerLens knows nothing.
+        block = folded.blocks[layer]
+        gain = block.ln1_post.weight + (1 if folded.cfg.rmsnorm_uses_offset else 0)
+        heads = torch.einsum(
+            "...hd,hdm->...hm", store[f"blocks.{layer}.attn.hook_z"], block.attn.W_O.to(wide)
+        )
+        store[f"blocks.{layer}.attn.hook_result"] = (
+            heads / store[_post_norm(layer)][..., None] * gain.to(wide)
+        )
+    return store
+
+
+def _post_norm(layer: int) -> str:
+    return f"blocks.{layer}.ln1_post.hook_scale"
+
+
+@torch.no_grad()
+def _credits(
+    folded: Any, store: dict[str, Tensor], words: FirstTokens, rows: Int[Tensor, "row"], unit: str
+) -> dict[str, Float[Tensor, "row"]]:
+    """Every label's share of the weighted sum of the words' logits."""
+    from transformer_lens import ActivationCache
+    from transformer_lens.tools.analysis import direct_logit_attribution as split
+
+    credits: dict[str, Tensor] = {}
+    cache = ActivationCache(store, folded)
+    for ids, weight in zip(words.ids[rows].T, words.weight[rows].T, strict=True):
+        with _transformer_lens("direct logit attribution", "mu.attribution, which needs no folding"):
+            found = split(folded, cache=cache, answer_tokens=ids.to(folded.W_U.device), unit=unit, pos=-1)
+        for label, credit in zip(found.labels, found.attribution, strict=True):
+            credits[label] = credits.get(label, 0) + credit.cpu().double() * weight
+    return credits
+
+
+@contextmanager
+def _transformer_lens(what: str, remedy: str) -> Iterator[None]:
+    """Say of TransformerLens's refusals what to use in its place."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(f"TransformerLens refuses {what} for this model: {error}. Use {remedy}") from error

@@ -1,0 +1,1 @@
+"""Path patching: from senders to receivers and through nothing else."""

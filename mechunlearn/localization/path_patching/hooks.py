@@ -1,0 +1,133 @@
+"""Path patching as two lists of hooks, for runs of one's own.
+
+1. In the first run the sender's output is another run's, at some positions; heads between sender and
+   receivers keep this run's ``z``, and MLPs keep their output or are left to follow the changed stream. What
+   the receivers read is recorded.
+2. In the second run the receivers read what was recorded, and nothing else is held.
+
+An MLP's recorded value is its output, which is the same thing as its input: no other input is involved. It is
+recorded before the MLP is held for the sake of later receivers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mechunlearn.core.hooks import At, Hook, Store, cache, patch, patch_middle
+from mechunlearn.core.sites.site import Site
+from mechunlearn.localization.engine.cached_run import ONE, Run, embedding
+from mechunlearn.localization.engine.patches import Write
+from mechunlearn.localization.path_patching.paths import Mlps, Receivers, Route, sender_point
+from mechunlearn.models.hooked import HookedModel
+
+
+def path_hooks(
+    hm: HookedModel,
+    sender: Site | str,
+    receivers: Receivers = None,
+    *,
+    reference: Store,
+    source: Store,
+    store: MutableMapping[str, Tensor],
+    mlps: Mlps = "freeze",
+    at: At = None,
+) -> tuple[list[Hook], list[Hook]]:
+    """Give the hooks of the two runs that patch the path from a sender to its receivers.
+
+    Both runs are of the prompts of `reference`.
+
+    Args:
+        hm: the model.
+        sender: a head, a whole attention or MLP, or ``embed``.
+        receivers: sites that read the stream; None for the logits, which the first run gives by itself.
+        reference: activations of the run that is patched, such as the cache of ``hm.run_with_cache``.
+        source: activations of the run that the sender's output comes from.
+        store: what the receivers read lands here in the first run, and is taken from here in the second.
+        mlps: ``"freeze"`` the MLPs between sender and receivers, or ``"recompute"`` them.
+        at: the positions at which the sender's output is replaced; None for all.
+
+    Raises:
+        ScoresError: for an unknown `mlps`, or no receivers.
+        SiteError: for a site that the model lacks, or that cannot send or receive.
+
+    Example:
+        >>> hm, store = mu.world.model(), {}
+        >>> _, clean = hm.run_with_cache("Mary Lee plays")
+        >>> _, other = hm.run_with_cache("Mary Roe plays")
+        >>> first, second = mu.path_hooks(
+        ...     hm, "L0.mlp", ["L2.head[0].v"], reference=clean, source=other, store=store
+        ... )
+        >>> _ = hm.run_with_hooks("Mary Lee plays", fwd_hooks=first)
+        >>> hm.run_with_hooks("Mary Lee plays", fwd_hooks=second).ndim
+        3
+
+    Source: Wang et al. 2022, Interpretability in the Wild, appendix B.
+    """
+    route = Route.of(hm, [sender], receivers, mlps=mlps)
+    first = _first(route, 0, reference, source, store, at)
+    return first, [hook for write in _writes(route) for hook in _receive(write, store)]
+
+
+def forwarded(
+    hm: HookedModel,
+    run: Run,
+    route: Route,
+    sender: int,
+    source: Mapping[str, Float[Tensor, "row ..."]],
+    *,
+    at: Bool[Tensor, "row pos"],
+) -> dict[str, Float[Tensor, "row pos ..."]]:
+    """See in one hooked run what the receivers read, by hook point; the final stream under ``"logits"``.
+
+    Args:
+        hm: the model.
+        run: what is patched; it must have kept what is held.
+        route: senders and receivers.
+        sender: which of the senders, by number.
+        source: the other run's activations, a row for each row of the run.
+        at: where the sender is replaced.
+    """
+    found: dict[str, Tensor] = {}
+    hooks = _first(route, sender, run.kept, source, found, at)
+    with torch.no_grad():
+        hm.run_with_hooks(
+            run.batch.tokens,
+            attention_mask=run.batch.mask,
+            fwd_hooks=[*embedding(run.embedded), *hooks, ONE],
+        )
+    return found if route.writes else {"logits": found.popitem()[1]}
+
+
+def _first(
+    route: Route,
+    sender: int,
+    reference: Store,
+    source: Store,
+    store: MutableMapping[str, Tensor],
+    at: At,
+) -> list[Hook]:
+    """The hooks of the first run."""
+    alone = replace(route, senders=(route.senders[sender],))
+    (site,) = alone.senders
+    recorded = [cache(name, store) for name in dict.fromkeys(write.name for write in _writes(route))]
+    held = [patch(name, reference) for name in alone.frozen()]
+    # What a receiver wrote itself is not what it reads: record before anything is changed at the same point.
+    return [*recorded, patch(sender_point(site), source, at=at, index=site.index), *held]
+
+
+def _writes(route: Route) -> tuple[Write, ...]:
+    """What the second run writes; the logits are as good as the stream after the last block."""
+    last = route.layers - 1
+    return route.writes or (Write(last, "resid_post", f"blocks.{last}.hook_resid_post"),)
+
+
+def _receive(write: Write, store: Store) -> list[Hook]:
+    if write.kind == "resid_mid":
+        return patch_middle(write.layer, store)
+    units = write.units or (None,)
+    return [patch(write.name, store, index=unit) for unit in units]

@@ -1,0 +1,170 @@
+"""Path patching: what one component does to the answer through chosen others, and through nothing else.
+
+1. Every fact has two runs, clean and corrupted. ``"noising"`` patches the clean run with what a sender writes
+   in the corrupted one, as Wang et al. and Goldowsky-Dill et al. do; ``"denoising"`` is the reverse.
+2. For each sender by itself: its output is the other run's, heads between it and the receivers write what
+   they write in this run, and so do the MLPs, unless they are recomputed. What the receivers then read is
+   recorded.
+3. The run is repeated with the receivers reading that, all of them together, and everything after them live.
+4. A score is the metric of that run minus that of the unpatched one. A receiver that comes before the sender
+   reads nothing new, and its score is exactly 0.
+
+No norm is ever held: a receiver reads the changed stream through its own norm, and under a norm after
+attention (Gemma-2) a head's share of it is computed anew. Step 2 needs no run of the model; see `carrying`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.scores.scores import Scores
+from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.localization.engine.block_functions import Parts
+from mechunlearn.localization.engine.engine import Engine
+from mechunlearn.localization.patching.activation import Direction, scores_of, settings_of
+from mechunlearn.localization.patching.answer_metrics import Metric, metrics_of
+from mechunlearn.localization.patching.corruption import Corrupt, Pairs, pair
+from mechunlearn.localization.patching.positions import Positions, labels_of, places_of, where_of
+from mechunlearn.localization.patching.sweep import Swept
+from mechunlearn.localization.path_patching.paths import Mlps, Receivers, Route, Senders
+from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.models.hooked import HookedModel
+
+
+def path_patch(
+    hm: HookedModel,
+    facts: Sequence[Fact],
+    senders: Senders,
+    receivers: Receivers = "logits",
+    *,
+    mlps: Mlps = "freeze",
+    positions: Positions = "all",
+    corrupt: Corrupt = "subject",
+    direction: Direction = "noising",
+    metric: Metric | Sequence[Metric] = "logit difference",
+    normalized: bool = False,
+    subjects: Sequence[Fact] | None = None,
+    noise: float | int = 3.0,
+    samples: int = 3,
+    seed: int = 0,
+    batch_size: int = 64,
+    budget: int | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Patch the paths from every sender, each by itself, to the receivers together.
+
+    Args:
+        hm: the model; it is left as it was.
+        facts: what is asked; a logit difference needs a `foil`, a `new` answer or `options`.
+        senders: a kind (``"head"``, ``"attn"``, ``"mlp"``, ``"embed"``), or such sites.
+        receivers: ``"logits"``, for the direct path; or sites that read the stream together: ``L9.head[3].q``
+            (``.k .v``; ``L9.kv[1].v`` under grouped queries; ``L9.head[3]`` for all of these that it has of
+            its own; ``L9.attn`` for all heads), ``L9.mlp``, ``L9.resid_pre`` (``_mid _post``).
+        mlps: ``"freeze"`` the MLPs between sender and receivers, for the direct path; or ``"recompute"``
+            them, so that what they make of the sender's change counts too.
+        positions: replace the sender at ``"all"`` positions at once, at token ``"groups"``, or at ``"each"``.
+        corrupt: another ``"subject"``, ``"noise"`` on the subject's embeddings, or facts whose prompts are
+            fed instead.
+        direction: ``"noising"`` (corrupted senders into the clean run) or ``"denoising"``.
+        metric: as for ``activation_patch``; one or several.
+        normalized: divide by the mean difference between the two runs.
+        subjects: facts whose subjects may be put in; None for `facts` themselves.
+        noise: in standard deviations of the subjects' embeddings.
+        samples: draws of noise per fact.
+        seed: of the draw of subjects, or of the noise.
+        batch_size: rows per captured run.
+        budget: tokens per batch of patched rows; bounds the memory.
+        progress: show a progress bar that counts senders, places and rows.
+
+    Returns:
+        Scores over ``fact``, ``site`` (the senders), ``pos`` (not for ``"all"``) and ``metric`` (if there are
+        several).
+
+    Raises:
+        ScoresError: for an option that does not exist, a number that is not above zero, or no senders or
+            receivers.
+        SiteError: for a site that the model lacks, or that cannot send or receive.
+        FactError: no fact finds another subject, or facts and prompts do not fit each other.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> direct = mu.path_patch(hm, facts[:4], "mlp", progress=False)
+        >>> through = mu.path_patch(hm, facts[:4], "mlp", ["L2.head[0].v"], progress=False)
+        >>> [float(score) for score in through.reduce().values[2:4]]
+        [0.0, 0.0]
+
+    Source: Wang et al. 2022, Interpretability in the Wild; Goldowsky-Dill et al. 2023, Localizing Model
+    Behavior with Path Patching.
+    """
+    metrics = metrics_of(metric)
+    room = 1 if budget is None else budget
+    require_positive(noise=noise, samples=samples, batch_size=batch_size, budget=room)
+    if direction not in ("noising", "denoising"):
+        raise ScoresError(one_of("direction", direction, ["noising", "denoising"]))
+    route = Route.of(hm, senders, receivers, mlps=mlps)
+    pairs = pair(
+        hm, facts, metrics, corrupt=corrupt, subjects=subjects, noise=noise, samples=samples, seed=seed,
+        batch_size=batch_size,
+    )  # fmt: skip
+    engine = Engine.of(hm, budget=budget)
+    found = _swept(engine, route, pairs, metrics, positions, direction, batch_size, progress)
+    return scores_of(
+        hm, found, list(route.senders), metrics, several=not isinstance(metric, str | Callable),
+        normalized=normalized, tokens=labels_of(pairs.asked, positions), facts=pairs.index,
+        title=_said(route, direction) + (f", {pairs.note}" if pairs.note else ""),
+    )  # fmt: skip
+
+
+def _swept(
+    engine: Engine,
+    route: Route,
+    pairs: Pairs,
+    metrics: tuple[Metric, ...],
+    positions: Positions,
+    direction: Direction,
+    batch_size: int,
+    progress: bool,
+) -> Swept:
+    """Sweep over all parts of the facts, and add up what each gives."""
+    names, places = route.kept_by_run(Parts.of(engine.hm)), places_of(pairs.asked, positions)
+    settings = settings_of(engine.hm, pairs, metrics, names, direction=direction, batch_size=batch_size)
+    found = Swept.empty(int(pairs.asked.fact.max()) + 1, len(route.senders), places, len(metrics))
+    total = len(route.senders) * places * len(pairs.asked) * pairs.samples
+    with tqdm(total=total, desc="path patching", disable=not progress) as bar:
+        for setting in settings:
+            where = where_of(setting.asked, positions, places=places)
+            sending = Sending(setting.run, setting.source, setting.rows[0], where, setting.measure)
+            values = path_sweep(engine, route, sending, bar=bar)
+            baseline = engine.baseline(setting.run, setting.measure)
+            found.noise = max(found.noise, _noise(engine, route, sending, values - baseline))
+            found.add(setting, values, baseline)
+            found.blank(setting, where)
+    found.complete = bool(Parts.of(engine.hm).reason)
+    return found
+
+
+def _noise(
+    engine: Engine, route: Route, sending: Sending, changes: Float[Tensor, "sender place row metric"]
+) -> float:
+    """In half precision, how far the strongest sender's change is from that of rows run one by one."""
+    if engine.hm.dtype not in (torch.float16, torch.bfloat16):
+        return 0.0
+    strongest = int(changes.abs().flatten(1).amax(1).argmax())
+    one = replace(route, senders=route.senders[strongest : strongest + 1])
+    again = path_sweep(replace(engine, budget=1), one, sending)
+    again = again - engine.baseline(sending.run, sending.readout)
+    return float((again[0] - changes[strongest]).abs().max())
+
+
+def _said(route: Route, direction: Direction) -> str:
+    shown = [str(site) for site in route.receivers]
+    listed = ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    held = "frozen" if route.mlps == "freeze" else "recomputed"
+    return f"Path patching to {listed or 'the logits'}: {direction}, MLPs between {held}"

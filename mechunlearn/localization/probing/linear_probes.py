@@ -1,0 +1,281 @@
+"""Linear readers of the residual stream, as hooks and as directions.
+
+1. The residual stream is kept at one position of every prompt, for all layers in one pass (see ``capture``).
+2. A linear reader of standardised states learns to name the facts' answers: multinomial logistic regression,
+   ridge regression on the answers' indicators (both scikit-learn's), or the difference of the answers' means.
+3. Its standardisation is folded into its weights, so that it reads activations as they are: as a hook while
+   the model runs, or as the direction along which a label gains, to steer along.
+
+Layers are fitted in parallel where asked. All fits run on one BLAS thread each, so that no bit of the result
+depends on how many run at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.hooks import Hook
+from mechunlearn.core.sites.site import Site
+from mechunlearn.errors import FactError, ScoresError, one_of
+from mechunlearn.models.activations import Position, has_mid, probe_sites, states_at
+from mechunlearn.models.hooked import HookedModel
+
+__all__ = [
+    "READERS",
+    "Fitted",
+    "LayerProbe",
+    "Position",
+    "Reader",
+    "check_reader",
+    "fit_linear",
+    "fit_probes",
+    "has_mid",
+    "in_parallel",
+    "probe_sites",
+    "require_two",
+    "states_at",
+]
+
+Reader = Literal["logistic", "ridge", "mean difference"]
+"""How a linear reader is fitted; the last two are cheap, and their scores are no calibrated probabilities."""
+
+READERS = ("logistic", "ridge", "mean difference")
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProbe:
+    """A linear reader of one site, in the model's own coordinates (the standardisation is folded in).
+
+    Args:
+        site: the state it reads.
+        name: the hook point of that state.
+        labels: the answers it tells apart.
+        weight: one row per label.
+        bias: one number per label.
+
+    Example:
+        >>> reader = LayerProbe(Site.parse("L0.resid_post"), "blocks.0.hook_resid_post", ("golf", "judo"),
+        ...                     torch.eye(2), torch.zeros(2))
+        >>> reader.predict(torch.tensor([[0.0, 5.0]]))
+        ('judo',)
+    """
+
+    site: Site
+    name: str
+    labels: tuple[str, ...]
+    weight: Float[Tensor, "label d_model"]
+    bias: Float[Tensor, "label"]
+
+    def logprobs(self, states: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any label"]:
+        """Read states: the log-probability of every label.
+
+        A ridge reader and a difference of means only rank labels; theirs are scores, normalised alike.
+        """
+        read: Tensor = (states.to(self.weight) @ self.weight.T + self.bias).log_softmax(-1)
+        return read
+
+    def predict(self, states: Float[Tensor, "fact d_model"]) -> tuple[str, ...]:
+        """Name the likeliest label of each state."""
+        return tuple(self.labels[i] for i in self.logprobs(states).argmax(-1).tolist())
+
+    def direction(self, label: str) -> Float[Tensor, "d_model"]:
+        """The unit vector along which this label gains on the mean of all; for `hooks.steer`.
+
+        Raises:
+            ScoresError: there is no such label.
+        """
+        if label not in self.labels:
+            raise ScoresError(one_of("label", label, self.labels))
+        away = self.weight[self.labels.index(label)] - self.weight.mean(0)
+        direction: Tensor = away / away.norm()
+        return direction
+
+    def hook(self, store: MutableMapping[str, Tensor]) -> Hook:
+        """Read while the model runs: log-probabilities [batch pos label] land in ``store[str(site)]``."""
+
+        def read(activation: Tensor, hook: Any = None) -> None:
+            store[str(self.site)] = self.logprobs(activation.detach())
+
+        return Hook(self.name, read)
+
+
+def fit_probes(
+    hm: HookedModel,
+    facts: Sequence[Fact],
+    *,
+    at: Position = "last subject",
+    sites: Sequence[Site] | None = None,
+    reader: Reader = "logistic",
+    C: float | int = 1.0,
+    batch_size: int = 64,
+    n_jobs: int | None = None,
+) -> dict[Site, LayerProbe]:
+    """Fit one reader per site on all facts, to use it as a hook or a direction.
+
+    Args:
+        hm: the model.
+        facts: what to fit on.
+        at: where to read.
+        sites: residual-stream sites; None for all that `probe` scores.
+        reader: ``"logistic"`` regression, ``"ridge"`` regression, or ``"mean difference"``, which assigns a
+            state to the answer with the nearest mean.
+        C: inverse strength of the regularisation, as in scikit-learn (ridge has ``alpha = 1 / (2 C)``); a
+            difference of means has none.
+        batch_size: prompts per forward pass.
+        n_jobs: sites fitted at a time, as in scikit-learn; None for one, -1 for one per core.
+
+    Raises:
+        FactError: there are fewer than two answers.
+        ScoresError: for an unknown `at` or `reader`, or a `C` or `batch_size` that is not above 0.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts()
+        >>> readers = mu.fit_probes(hm, facts.forget, sites=[mu.Site.parse("L0.resid_post")])
+    """
+    check_reader(reader, C)
+    labels = np.array([fact.answer.strip() for fact in facts])
+    require_two("answers", labels.tolist())
+    chosen = probe_sites(hm) if sites is None else list(sites)
+    states = states_at(hm, facts, chosen, at=at, batch_size=batch_size).numpy()
+    fits = in_parallel(lambda x: fit_linear(x, labels, C, reader=reader).folded(), states, n_jobs=n_jobs)
+    fitted = {}
+    for site, (weight, bias, names) in zip(chosen, fits, strict=True):
+        fitted[site] = LayerProbe(site, hm.arch.hooks(site)[0].name, names, weight, bias)
+    return fitted
+
+
+def check_reader(reader: str, C: float | int) -> None:
+    """Refuse an unknown reader, and a strength of regularisation that is none.
+
+    Args:
+        reader: one of `READERS`.
+        C: inverse strength of the regularisation.
+
+    Raises:
+        ScoresError: for another reader, or a `C` that is not above 0.
+
+    Example:
+        >>> check_reader("ridge", 0.5)
+    """
+    if reader not in READERS:
+        raise ScoresError(one_of("reader", reader, READERS))
+    if not C > 0:
+        raise ScoresError(f"C must be above 0 (larger values regularise less); not {C}")
+
+
+def require_two(what: str, values: Sequence[str]) -> None:
+    """Refuse facts that leave a reader nothing to tell apart.
+
+    Args:
+        what: what the values are called.
+        values: of the facts to fit on.
+
+    Raises:
+        FactError: all are alike.
+
+    Example:
+        >>> require_two("answers", ["golf", "judo", "golf"])
+    """
+    if len(set(values)) < 2:
+        raise FactError(
+            f"a probe tells answers apart, but what it is fitted on has {len(set(values))} different {what}; "
+            "give facts with at least two"
+        )
+
+
+def in_parallel(
+    fit: Callable[[_Given], _Made], given: Iterable[_Given], *, n_jobs: int | None
+) -> Iterator[_Made]:
+    """Fit several readers at a time, in order, each on one thread of BLAS.
+
+    Threads share memory, so states are not copied and nothing has to be imported anew.
+
+    Args:
+        fit: fits one.
+        given: what each is fitted on.
+        n_jobs: how many at a time, as in scikit-learn.
+
+    Example:
+        >>> list(in_parallel(abs, [-1, -2], n_jobs=2))
+        [1, 2]
+    """
+    from sklearn.utils.parallel import Parallel, delayed
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        run = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
+        yield from run(delayed(fit)(one) for one in given)
+
+
+def fit_linear(
+    x: Float[np.ndarray, "fact d_model"], labels: Any, C: float | int, *, reader: Reader = "logistic"
+) -> Fitted:
+    """Fit a linear reader on standardised states.
+
+    Args:
+        x: the states.
+        labels: what each should be read as; at least two different ones.
+        C: inverse strength of the regularisation.
+        reader: one of `READERS`; see `fit_probes`.
+
+    Example:
+        >>> x = np.array([[0.0, 1.0], [0.0, 2.0], [9.0, 1.0]])
+        >>> fit_linear(x, ["near", "near", "far"], 1.0).predict(np.array([[8.0, 1.5]])).tolist()
+        ['far']
+    """
+    from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    model: Any = _Means()
+    if reader == "logistic":
+        model = LogisticRegression(C=C, max_iter=2000)
+    elif reader == "ridge":
+        model = RidgeClassifier(alpha=1 / (2 * C))
+    scaler = StandardScaler()
+    return Fitted(scaler, model.fit(scaler.fit_transform(x), labels))
+
+
+class Fitted(NamedTuple):
+    """A reader, and the standardisation of what it reads, as scikit-learn has them."""
+
+    scaler: Any
+    reader: Any
+
+    def predict(self, x: Float[np.ndarray, "fact d_model"]) -> Any:
+        """The likeliest label of each state."""
+        return self.reader.predict(self.scaler.transform(x))
+
+    def folded(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Weights, biases and labels in the model's own coordinates; of two labels each has its row."""
+        weight = np.atleast_2d(self.reader.coef_) / self.scaler.scale_
+        bias = np.atleast_1d(self.reader.intercept_) - weight @ self.scaler.mean_
+        if len(weight) == 1:
+            weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+        return torch.tensor(weight), torch.tensor(bias), tuple(map(str, self.reader.classes_))
+
+
+class _Means:
+    """The answer with the nearest mean, as a linear reader with scikit-learn's names.
+
+    ``NearestCentroid`` assigns alike, but refuses states that are all equal, which a site may well have.
+    """
+
+    def fit(self, x: Float[np.ndarray, "fact d_model"], labels: Any) -> _Means:
+        self.classes_ = np.unique(labels)
+        self.coef_ = np.stack([x[labels == label].mean(0) for label in self.classes_])
+        # |x - mean|² = |x|² - 2 (x · mean - |mean|² / 2), of which only the bracket tells answers apart.
+        self.intercept_ = -(self.coef_**2).sum(1) / 2
+        return self
+
+    def predict(self, x: Float[np.ndarray, "fact d_model"]) -> Any:
+        return self.classes_[(x @ self.coef_.T + self.intercept_).argmax(1)]

@@ -1,0 +1,183 @@
+"""Probes: how well a linear reader names the answer, layer by layer.
+
+1. The residual stream is read at one position of every prompt: the embedding (``L0.resid_pre``), and every
+   layer's ``resid_mid`` and ``resid_post``, all in one forward pass (see ``capture``).
+2. At each of these sites a linear reader of standardised states learns to name the fact's answer: logistic
+   regression, ridge regression, or the difference of the answers' means (see ``readers``).
+3. It is scored on facts it was not fitted on. Without `test=`, subjects are dealt into folds, answer by
+   answer so that folds are balanced, and each fold is scored by a probe fitted on the others; all facts of
+   one subject are in one fold.
+4. The control repeats this with the answers of the fitted subjects shuffled: what a probe of this size reads
+   from names that say nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm.auto import tqdm
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.scores.scores import Scores
+from mechunlearn.errors import FactError, ScoresError
+from mechunlearn.localization.probing.linear_probes import (
+    LayerProbe,
+    Position,
+    Reader,
+    check_reader,
+    fit_linear,
+    fit_probes,
+    in_parallel,
+    probe_sites,
+    require_two,
+    states_at,
+)
+from mechunlearn.models.hooked import HookedModel
+
+__all__ = ["METRICS", "LayerProbe", "fit_probes", "probe"]
+
+METRICS = ("accuracy", "shuffled control")
+
+
+def probe(
+    hm: HookedModel,
+    facts: Sequence[Fact],
+    *,
+    at: Position = "last subject",
+    test: Sequence[Fact] | None = None,
+    folds: int = 5,
+    reader: Reader = "logistic",
+    C: float | int = 1.0,
+    control: bool = True,
+    seed: int = 0,
+    batch_size: int = 64,
+    n_jobs: int | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Measure how well a linear reader names the answer, at every layer.
+
+    Args:
+        hm: the model.
+        facts: what the probes are fitted on.
+        at: where to read: at the last token of the subject, or of the prompt.
+        test: facts about other subjects to score on; None scores `facts` themselves, in folds.
+        folds: how many folds, at most one per subject.
+        reader: ``"logistic"`` regression, or one of two cheap ones: ``"ridge"`` regression, and ``"mean
+            difference"``, which names the answer with the nearest mean.
+        C: inverse strength of the regularisation, as in scikit-learn (ridge has ``alpha = 1 / (2 C)``); a
+            difference of means has none.
+        control: also fit on shuffled answers.
+        seed: of the folds and the shuffling.
+        batch_size: prompts per forward pass.
+        n_jobs: sites fitted at a time, as in scikit-learn; None for one, -1 for one per core. The result does
+            not depend on it.
+        progress: show a progress bar, which counts sites.
+
+    Returns:
+        Scores over ``fact`` (those scored on), ``site`` and ``metric``: 1 where the answer is named rightly,
+        else 0; their mean over facts is the accuracy.
+
+    Raises:
+        FactError: there are fewer than two answers or subjects, or a subject stands on both sides.
+        ScoresError: for an unknown `at` or `reader`, or a number out of range.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts()
+        >>> curve = mu.probe(hm, facts.forget, progress=False).sel(metric="accuracy")
+
+    Source: Alain and Bengio 2016; the control after Hewitt and Liang 2019.
+    """
+    check_reader(reader, C)
+    every, sites = [*facts, *(test or ())], probe_sites(hm)
+    states = states_at(hm, every, sites, at=at, batch_size=batch_size).numpy()
+    labels = np.array([fact.answer.strip() for fact in every])
+    splits = _folds(facts, folds, seed) if test is None else [_outside(facts, test)]
+    scored = np.concatenate([split.scored for split in splits])
+    tasks = [_task(every, labels, split, f"{seed} {number}") for number, split in enumerate(splits)]
+    metrics = METRICS if control else METRICS[:1]
+    right = partial(_right, labels=labels, tasks=tasks, metrics=len(metrics), C=C, reader=reader)
+    fits = in_parallel(right, states, n_jobs=n_jobs)
+    values = np.stack([*tqdm(fits, total=len(sites), desc="probe", disable=not progress)], axis=1)
+    return Scores.of(
+        values[np.sort(scored)],
+        sites,
+        dims=("fact", "site", "metric"),
+        metrics=metrics,
+        title=f"Probe for the answer at the {at} token" + (f" ({reader})" if reader != "logistic" else ""),
+        unit="accuracy",
+    )
+
+
+class _Split(NamedTuple):
+    """Rows to fit on and rows to score on."""
+
+    fitted: Int[np.ndarray, "fitted"]
+    scored: Int[np.ndarray, "scored"]
+
+
+def _right(
+    x: Float[np.ndarray, "fact d_model"],
+    *,
+    labels: Any,
+    tasks: Sequence[tuple[_Split, tuple[Any, Any]]],
+    metrics: int,
+    C: float | int,
+    reader: Reader,
+) -> Float[np.ndarray, "fact metric"]:
+    """Whether readers of one site name each answer rightly; not-a-number where none is scored."""
+    found = np.full((len(x), metrics), np.nan)
+    for split, given in tasks:
+        for m, known in zip(range(metrics), given, strict=False):
+            said = fit_linear(x[split.fitted], known, C, reader=reader).predict(x[split.scored])
+            found[split.scored, m] = said == labels[split.scored]
+    return found
+
+
+def _folds(facts: Sequence[Fact], folds: int, seed: int) -> list[_Split]:
+    """Deal the subjects into folds, answer by answer, in a seeded order."""
+    answer = {fact.subject: fact.answer for fact in reversed(facts)}
+    require_two("subjects", list(answer))
+    if folds < 2:
+        raise ScoresError(f"folds must be at least 2; not {folds}")
+    order = random.Random(seed).sample(sorted(answer), len(answer))
+    order.sort(key=lambda subject: answer[subject])
+    fold_of = {subject: place % min(folds, len(order)) for place, subject in enumerate(order)}
+    fold = np.array([fold_of[fact.subject] for fact in facts])
+    splits = [_Split((fold != k).nonzero()[0], (fold == k).nonzero()[0]) for k in sorted(set(fold.tolist()))]
+    for split in splits:
+        require_two("answers", [facts[i].answer for i in split.fitted.tolist()])
+    return splits
+
+
+def _outside(facts: Sequence[Fact], test: Sequence[Fact]) -> _Split:
+    """Fit on the first facts and score on the second, which must be about other subjects."""
+    shared = sorted({fact.subject for fact in facts} & {fact.subject for fact in test})
+    if shared:
+        raise FactError(
+            f"{len(shared)} subjects, such as {shared[0]!r}, are both fitted and scored on; take them out of "
+            "one side, or leave out test= for folds by subject"
+        )
+    require_two("answers", [fact.answer for fact in facts])
+    return _Split(np.arange(len(facts)), len(facts) + np.arange(len(test)))
+
+
+def _task(facts: Sequence[Fact], labels: Any, split: _Split, seed: str) -> tuple[_Split, tuple[Any, Any]]:
+    """One split, with the answers to fit on: the true ones, and the control's."""
+    return split, (labels[split.fitted], _shuffled(facts, labels, split.fitted, random.Random(seed)))
+
+
+def _shuffled(
+    facts: Sequence[Fact], labels: Any, fitted: Int[np.ndarray, "fitted"], rng: random.Random
+) -> Any:
+    """Answers dealt anew among subjects; the facts of one subject that agreed still agree."""
+    keys = [(facts[i].subject, labels[i]) for i in fitted.tolist()]
+    unique = sorted(set(keys))
+    dealt = rng.sample([answer for _, answer in unique], len(unique))
+    # A fit needs two answers, and dealing keeps their counts over subjects.
+    answer = dict(zip(unique, dealt, strict=True))
+    return np.array([answer[key] for key in keys])

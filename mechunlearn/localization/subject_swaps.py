@@ -1,0 +1,131 @@
+"""The same prompt about another subject: the corrupted run of patching, attribution and lookup.
+
+1. For every fact, the other subjects of its relation are put in a seeded order: those with equally many
+   tokens first, and among them those with another answer.
+2. The first that leaves every token of the prompt where it was (same length, same subject positions) is
+   taken; the prompt is encoded to find out, since a tokenizer may cut a name differently in another prompt.
+3. A fact that finds nobody is left out; the result says how many are in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.errors import FactError
+from mechunlearn.models.encoding.batch import Batch
+from mechunlearn.models.encoding.encoder import Speaks, encode
+
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """Facts, each beside the same prompt about another subject of equally many tokens.
+
+    Args:
+        facts: those that found another subject.
+        swapped: their prompts with that subject; its answer is the other's own.
+        index: where each fact stood among those given.
+        note: how many found one, such as ``"31 of 32 facts"``; empty if all did.
+    """
+
+    facts: tuple[Fact, ...]
+    swapped: tuple[Fact, ...]
+    index: tuple[int, ...]
+    note: str
+
+
+def swap_subjects(
+    hm: Speaks,
+    facts: Sequence[Fact],
+    *,
+    subjects: Sequence[Fact] | None = None,
+    other_answer: bool = False,
+    seed: int = 0,
+) -> Swaps:
+    """Find for every fact another subject that fits into its prompt token by token.
+
+    Args:
+        hm: gives the tokenizer.
+        facts: the facts.
+        subjects: facts whose subjects may be put in; None for `facts` themselves.
+        other_answer: leave out facts for which only subjects with the same answer fit.
+        seed: of the order in which subjects are tried.
+
+    Raises:
+        FactError: no fact finds another subject.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> swaps = swap_subjects(hm, facts)
+        >>> swaps.facts[0].subject != swaps.swapped[0].subject
+        True
+    """
+    pool = list(facts if subjects is None else subjects)
+    own = encode(hm, facts, answer=None)
+    queues = _queues(facts, pool, own.subject.sum(1).tolist(), _lengths(hm, pool), other_answer, seed)
+    found: dict[int, Fact] = {}
+    for attempt in range(_TRIES):
+        open_ = [i for i, queue in enumerate(queues) if i not in found and attempt < len(queue)]
+        if not open_:
+            break
+        tried = [_about(facts[i], queues[i][attempt]) for i in open_]
+        batch = encode(hm, tried, answer=None)
+        for row, (i, fact) in enumerate(zip(open_, tried, strict=True)):
+            if _aligned(own, i, batch, row):
+                found[i] = fact
+    if not found:
+        raise FactError(
+            f"none of the {len(facts)} facts has another subject with equally many tokens"
+            f"{' and another answer' if other_answer else ''} among {len(pool)}; "
+            "give more facts of the same relation as `subjects=`"
+        )
+    index = tuple(sorted(found))
+    note = f"{len(index)} of {len(facts)} facts" if len(index) < len(facts) else ""
+    return Swaps(tuple(facts[i] for i in index), tuple(found[i] for i in index), index, note)
+
+
+def _lengths(hm: Speaks, pool: Sequence[Fact]) -> list[int]:
+    counts: list[int] = encode(hm, pool, answer=None).subject.sum(1).tolist()
+    return counts
+
+
+def _queues(
+    facts: Sequence[Fact],
+    pool: Sequence[Fact],
+    own: Sequence[int],
+    lengths: Sequence[int],
+    other_answer: bool,
+    seed: int,
+) -> list[list[Fact]]:
+    """The subjects to try for each fact, the likeliest to fit first."""
+    rng = random.Random(seed)
+    queues = []
+    for fact, length in zip(facts, own, strict=True):
+        order = rng.sample(range(len(pool)), len(pool))
+        order.sort(key=lambda j: (lengths[j] != length, pool[j].answer == fact.answer))
+        fits = [
+            pool[j]
+            for j in order
+            if pool[j].subject != fact.subject
+            and pool[j].relation == fact.relation
+            and not (other_answer and pool[j].answer == fact.answer)
+        ]
+        queues.append(fits[:_TRIES])
+    return queues
+
+
+def _about(fact: Fact, other: Fact) -> Fact:
+    start, stop = fact.subject_span
+    prompt = fact.prompt[:start] + other.subject + fact.prompt[stop:]
+    return Fact(prompt, other.subject, other.answer, relation=fact.relation)
+
+
+def _aligned(first: Batch, i: int, second: Batch, j: int) -> bool:
+    size = int(first.lengths[i])
+    return size == int(second.lengths[j]) and bool(
+        (first.subject[i, :size] == second.subject[j, :size]).all() and first.end[i] == second.end[j]
+    )

@@ -1,0 +1,1 @@
+"""Causal tracing, as a verb and as hooks."""

@@ -1,0 +1,1 @@
+"""Facts and text as tensors."""

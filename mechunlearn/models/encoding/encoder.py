@@ -1,0 +1,225 @@
+"""Facts as tensors, whatever the tokenizer does with spaces.
+
+1. Prompt and answer are joined as text (by a space where neither has one) and tokenised together, all facts
+   in one call, so that the answer is cut into tokens as it would be in running text.
+2. Character offsets say which token is what. A token belongs to the subject if it covers a character of it
+   other than a space (or lies between two that do), and to the answer if it ends after the prompt does,
+   spaces at the prompt's end not counted. So it does not matter whether a tokenizer counts the space before
+   a word to the word, to a token of its own, or to nothing, nor whether a prompt ends with a space.
+3. A BOS token opens the row if the model asks for one and the tokenizer has one; no other special token.
+4. The rows are laid out as a ``Batch``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.errors import FactError, one_of
+from mechunlearn.models.encoding.batch import IGNORED, Batch
+
+
+@runtime_checkable
+class Speaks(Protocol):
+    """What encoding needs of a model: ``HookedModel`` has it."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A fast Hugging Face tokenizer."""
+
+    @property
+    def prepend_bos(self) -> bool:
+        """Whether rows open with the BOS token."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are wanted."""
+
+
+def encode(model: Speaks, facts: Sequence[Fact], *, answer: str | Sequence[str] | None = "answer") -> Batch:
+    """Encode prompts with an answer, or prompts alone.
+
+    Args:
+        model: gives the tokenizer, the device, and whether a BOS token opens each row.
+        facts: what to encode, one row each.
+        answer: ``"answer"``, ``"new"`` or ``"foil"`` of each fact; a list of answers, one per fact; or None
+            for the prompts alone, which are cut where the fact's own answer would begin.
+
+    Raises:
+        FactError: no facts; a fact lacks what was asked for; the tokenizer gives no character offsets, or no
+            token for a subject or an answer.
+
+    Example:
+        >>> import mechunlearn as mu
+        >>> hm, facts = mu.world.model(), mu.world.facts()
+        >>> batch = encode(hm, facts.forget)
+        >>> batch.answer_ids.shape[0] == len(facts.forget)
+        True
+    """
+    if not len(facts):
+        raise FactError("there are no facts to encode; give at least one")
+    answers = _answers(facts, "answer" if answer is None else answer)
+    texts = [joined(fact.prompt, word) for fact, word in zip(facts, answers, strict=True)]
+    rows = []
+    for fact, text, word, pieces in zip(facts, texts, answers, _pieces(model, texts), strict=True):
+        row = _marked(fact, text, word, pieces)
+        if answer is None:
+            end = row.answer[0]
+            row = row._replace(ids=row.ids[:end], strings=row.strings[:end], answer=(end, end))
+        rows.append(row)
+    return _padded(model, rows)
+
+
+def encode_text(model: Speaks, texts: Sequence[str], *, max_tokens: int | None = None) -> Batch:
+    """Encode running text in which every next token is asked for.
+
+    Args:
+        model: gives the tokenizer, the device, and whether a BOS token opens each row.
+        texts: what to encode, one row each.
+        max_tokens: cut longer rows there, BOS included.
+
+    Raises:
+        FactError: no texts, or one with fewer than two tokens (with BOS), in which nothing can be predicted.
+    """
+    if not len(texts):
+        raise FactError("there are no texts to encode; give at least one")
+    rows = []
+    for text, (ids, _, strings) in zip(texts, _pieces(model, texts), strict=True):
+        if len(ids) < 2:
+            raise FactError(
+                f"the text {text[:60]!r} has no token to predict; give texts of two tokens or more"
+            )
+        kept = slice(0, max_tokens)
+        rows.append(_Row(ids[kept], strings[kept], (0, 0), (1, len(ids[kept]))))
+    return _padded(model, rows)
+
+
+def joined(prompt: str, answer: str) -> str:
+    """Join a prompt and its answer, by a space where neither has one.
+
+    Example:
+        >>> joined("Mary plays", "golf"), joined("Answer: ", "A")
+        ('Mary plays golf', 'Answer: A')
+    """
+    return prompt + answer if prompt[-1:].isspace() or answer[:1].isspace() else f"{prompt} {answer}"
+
+
+class _Row(NamedTuple):
+    ids: list[int]
+    strings: tuple[str, ...]
+    subject: tuple[int, int]
+    answer: tuple[int, int]
+
+
+_Pieces = tuple[list[int], list[tuple[int, int]], tuple[str, ...]]
+
+
+def _answers(facts: Sequence[Fact], answer: str | Sequence[str]) -> list[str]:
+    if not isinstance(answer, str):
+        if len(answer) != len(facts):
+            raise FactError(f"there are {len(answer)} answers for {len(facts)} facts; give one for each")
+        return list(answer)
+    if answer not in ("answer", "new", "foil"):
+        choices = ("answer", "new", "foil", None)
+        raise FactError(one_of("answer", answer, choices) + "; a list gives one answer per fact")
+    words = [getattr(fact, answer) for fact in facts]
+    for fact, word in zip(facts, words, strict=True):
+        if word is None:
+            raise FactError(f"the fact {fact.prompt!r} has no {answer}; give it `{answer}=`")
+    return words
+
+
+def _pieces(model: Speaks, texts: Sequence[str]) -> list[_Pieces]:
+    """Cut texts into ids, character spans and strings; BOS has an empty span before the text."""
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise FactError(
+            f"{type(tokenizer).__name__} gives no character offsets, by which subjects are found; load the "
+            "fast tokenizer, as in AutoTokenizer.from_pretrained(..., use_fast=True)"
+        )
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        padding=False,
+        truncation=False,
+        verbose=False,
+    )
+    bos = tokenizer.bos_token_id if model.prepend_bos else None
+    opening = [] if bos is None else [int(bos)]
+    strings = _strings(tokenizer, {*opening, *(i for ids in encoded["input_ids"] for i in ids)})
+    pieces = []
+    for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        ids = [*opening, *ids]
+        pieces.append((ids, [(0, 0)] * len(opening) + spans, tuple(strings[i] for i in ids)))
+    return pieces
+
+
+def _strings(tokenizer: Any, ids: set[int]) -> dict[int, str]:
+    """Give each id as the text it stands for, with the space that SentencePiece's decoder drops."""
+    order = sorted(ids)
+    raw = tokenizer.convert_ids_to_tokens(order)
+    text = tokenizer.batch_decode([[i] for i in order], clean_up_tokenization_spaces=False)
+    spaced = [f" {t}" if r[:1] == "▁" and t[:1] != " " else t for r, t in zip(raw, text, strict=True)]
+    return dict(zip(order, spaced, strict=True))
+
+
+def _marked(fact: Fact, text: str, answer: str, pieces: _Pieces) -> _Row:
+    """Find the subject's and the answer's tokens by the characters they cover."""
+    ids, spans, strings = pieces
+    low, high = _bare(text, fact.subject_span)
+    bare = [_bare(text, span) for span in spans]
+    found = [i for i, (start, stop) in enumerate(bare) if start < high and stop > low and start < stop]
+    # A lone space mark carries, in some tokenizers, the span of the letter after it.
+    found = [i for i in found if strings[i].strip()] or found
+    # Spaces at the prompt's end count to the answer, as the space that joins them otherwise does: whether
+    # they make a token of their own depends on the answer, and the prompt's end must not.
+    prompt_end = len(fact.prompt.rstrip(" "))
+    first = next((i for i, (_, stop) in enumerate(spans) if stop > prompt_end), len(ids))
+    if first == len(ids):
+        raise FactError(f"the tokenizer gives no token for the answer {answer!r} of {fact.prompt!r}")
+    if not found:
+        raise FactError(f"the tokenizer gives no token for the subject {fact.subject!r} of {fact.prompt!r}")
+    return _Row(ids, strings, (found[0], found[-1] + 1), (first, len(ids)))
+
+
+def _bare(text: str, span: tuple[int, int]) -> tuple[int, int]:
+    """Narrow a span to what is no space at its edges."""
+    start, stop = span
+    while start < stop and text[start].isspace():
+        start += 1
+    while start < stop and text[stop - 1].isspace():
+        stop -= 1
+    return start, stop
+
+
+def _padded(model: Speaks, rows: Sequence[_Row]) -> Batch:
+    """Lay rows out as tensors; padding ids are masked, so any id will do where a tokenizer has none."""
+    tokenizer = model.tokenizer
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    shape = (len(rows), max(len(row.ids) for row in rows))
+    tokens = torch.full(shape, next(i for i in known if i is not None), dtype=torch.long)
+    labels = torch.full(shape, IGNORED, dtype=torch.long)
+    lengths = torch.tensor([len(row.ids) for row in rows])
+    subject = torch.tensor([row.subject for row in rows])
+    end = torch.tensor([row.answer[0] - 1 for row in rows])
+    for number, row in enumerate(rows):
+        ids = torch.tensor(row.ids)
+        tokens[number, : len(ids)] = ids
+        first, stop = row.answer
+        labels[number, first - 1 : stop - 1] = ids[first:stop]
+    position = torch.arange(shape[1])
+    return Batch(
+        tokens=tokens,
+        mask=(position < lengths[:, None]).long(),
+        subject=(position >= subject[:, :1]) & (position < subject[:, 1:]),
+        subject_last=subject[:, 1] - 1,
+        end=end,
+        labels=labels,
+        strings=tuple(row.strings for row in rows),
+    ).to(model.device)

@@ -1,0 +1,297 @@
+"""A language model to look at and to cut: TransformerLens and Hugging Face over one set of tensors.
+
+``HookedModel`` has the interface people know from HookedTransformer (``run_with_cache``, ``hooks``,
+``to_tokens``, hook names such as ``blocks.5.attn.hook_z``). It holds two module trees:
+
+1. ``hf``, the plain Hugging Face model: what is trained, counted, saved, and given to other libraries.
+2. ``bridge``, TransformerLens's TransformerBridge in raw mode (nothing folded), built at first use: what is
+   hooked and cached. Both compute the same logits, because both read the same tensors.
+3. A changed model is a ``fork``: new module trees over the same tensors, with single parameters replaced.
+
+It wraps and never analyses. Every run has an attention mask, strings are padded on the right (on the left
+inside ``generate`` alone), and whether a BOS token is put first is decided once, by ``prepend_bos``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mechunlearn.core.sites.site import Site
+from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.models import loading
+from mechunlearn.models.arch import Arch, HookIndex, Slice
+from mechunlearn.models.running import Runs
+from mechunlearn.models.weights import Views
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class HookedModel(Runs, Views):
+    """A decoder to look at through TransformerLens and to cut through Hugging Face.
+
+    Make one with ``from_pretrained``, ``from_hf`` or ``mu.world.model()``; the constructor is for them.
+
+    Attributes:
+        hf: the plain Hugging Face model, in evaluation mode.
+        tokenizer: its tokenizer, as given; None if there is none.
+        prepend_bos: whether strings get a BOS token in front.
+        arch: from sites to slices of parameters and to hooks.
+        edits: the edits applied so far, in order, by whatever name the editor gave them.
+
+    Example:
+        >>> hm = mu.world.model()
+        >>> logits, cache = hm.run_with_cache("Mary Lee plays", names_filter="blocks.0.hook_mlp_out")
+        >>> cache["blocks.0.hook_mlp_out"].shape[-1] == hm.cfg.d_model
+        True
+    """
+
+    def __init__(
+        self, hf: Any, tokenizer: Any, *, arch: Arch, prepend_bos: bool, edits: tuple[str, ...] = ()
+    ) -> None:
+        self.hf = hf
+        self.tokenizer = tokenizer
+        self.prepend_bos = prepend_bos
+        self.arch = arch
+        self.edits = edits
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        prepend_bos: bool | None = None,
+        **hf_kwargs: Any,
+    ) -> HookedModel:
+        """Load a model from a folder or from the Hugging Face Hub.
+
+        Args:
+            name_or_path: a folder written by ``save_pretrained``, or a name such as ``"gpt2"``.
+            device: where to put it; None for where Hugging Face puts it (the CPU).
+            dtype: precision, such as ``"bfloat16"``; None for the one it is stored in.
+            revision: a branch, tag or commit on the Hub.
+            prepend_bos: whether strings get a BOS token in front; None for the family's habit.
+            **hf_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
+
+        Raises:
+            ModelError: if there is no such model, its family is not supported, or its files are damaged.
+
+        Example:
+            >>> hm = mu.HookedModel.from_pretrained("google/gemma-2-2b", dtype="bfloat16")  # doctest: +SKIP
+        """
+        model, tokenizer = loading.load(name_or_path, dtype=dtype, revision=revision, **hf_kwargs)
+        if device is not None:
+            model = loading.cast(model, device=torch.device(device), dtype=None)
+        return cls.from_hf(model, tokenizer, prepend_bos=prepend_bos)
+
+    @classmethod
+    def from_hf(cls, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None) -> HookedModel:
+        """Wrap a Hugging Face model that is already in memory; it and its tokenizer are left as they are.
+
+        Args:
+            model: a causal language model; its tensors are shared, not copied.
+            tokenizer: its tokenizer; without one, inputs must be token ids.
+            prepend_bos: whether strings get a BOS token in front; None for the family's habit.
+
+        Raises:
+            ModelError: if it is no such model, or its family is not supported; lists those that are.
+
+        Example:
+            >>> hm = mu.HookedModel.from_hf(mu.world.model().hf)
+        """
+        loading.require_plain(model)
+        architecture = type(model).__name__
+        arch = Arch.of(architecture, model.config, dict(model.named_parameters()))
+        has_bos = getattr(tokenizer, "bos_token_id", None) is not None
+        wanted = arch.prepends_bos if prepend_bos is None else prepend_bos
+        return cls(loading.twin(model), tokenizer, arch=arch, prepend_bos=wanted and has_bos)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model and tokenizer so that plain ``AutoModelForCausalLM.from_pretrained`` reads them.
+
+        Args:
+            folder: where to; it is made if needed.
+
+        Raises:
+            ModelError: if that is a file.
+        """
+        loading.save(self.hf, self.tokenizer, folder)
+
+    @cached_property
+    def bridge(self) -> TransformerBridge:
+        """TransformerLens's view of the same tensors, built at first use (0.2 s for a small model)."""
+        return loading.wrap(self.hf, self.tokenizer, prepend_bos=self.prepend_bos)
+
+    @cached_property
+    def params(self) -> Mapping[str, nn.Parameter]:
+        """The parameters by Hugging Face name; tied ones once, under their first name."""
+        return dict(self.hf.named_parameters())
+
+    @cached_property
+    def sites(self) -> ModelSites:
+        """All sites of this model, as a localization: the universe for complements and controls."""
+        return ModelSites(self.arch.shape, self.arch.count)
+
+    @property
+    def cfg(self) -> Any:
+        """TransformerLens's configuration (``n_layers``, ``d_model``, ``n_heads``, …)."""
+        return self.bridge.cfg
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.params.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(iter(self.params.values())).dtype
+
+    @property
+    def identity(self) -> str:
+        """Sixteen hexadecimal digits that change when any weight does (computed anew at each call)."""
+        return loading.identity(self.params)
+
+    def __repr__(self) -> str:
+        """Family, sizes, precision and edits on a few lines."""
+        shape, count = self.arch.shape, sum(parameter.numel() for parameter in self.params.values())
+        groups = f" ({shape.n_kv_heads} key-value heads)" if shape.grouped else ""
+        return (
+            f"HookedModel({self.arch.architecture}: {shape.n_layers} layers, {shape.n_heads} heads{groups}, "
+            f"d_model {self.hf.config.hidden_size}, d_mlp {shape.d_mlp}{' gated' if shape.gated else ''}, "
+            f"{count:,} parameters in {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"BOS {'prepended' if self.prepend_bos else 'not prepended'}"
+            f"{', edits: ' + ', '.join(self.edits) if self.edits else ''})"
+        )
+
+    def slices(self, sites: Iterable[Site]) -> tuple[Slice, ...]:
+        """The parts of the parameters that some sites own, at most one per parameter.
+
+        Args:
+            sites: a localization, or any weight sites.
+
+        Raises:
+            SiteError: for a site that this model does not have, or that has no weights.
+
+        Example:
+            >>> hm = mu.world.model()
+            >>> [part.name for part in hm.slices(mu.Localization(["L3.mlp.out"]))]
+            ['model.layers.3.mlp.down_proj.weight']
+        """
+        chosen = list(sites)
+        self.sites.check(chosen)
+        return self.arch.slices(chosen)
+
+    def size(self, sites: Iterable[Site]) -> int:
+        """How many parameters some sites have.
+
+        Args:
+            sites: a localization, or any weight sites.
+
+        Example:
+            >>> hm = mu.world.model()
+            >>> hm.size(hm.sites) == hm.sites.total
+            True
+        """
+        return self.sites.size(sites)
+
+    def fraction(self, sites: Iterable[Site]) -> float:
+        """Which share of the parameters of all weight sites some sites have, from 0 to 1.
+
+        Args:
+            sites: a localization, or any weight sites.
+
+        Example:
+            >>> hm = mu.world.model()
+            >>> hm.fraction(hm.sites)
+            1.0
+        """
+        return self.size(sites) / self.sites.total
+
+    def hook_points(self, site: Site | str) -> tuple[HookIndex, ...]:
+        """Where a site is read and written: hook names, and the site's index on their head or neuron axis.
+
+        Args:
+            site: a site, or the string it prints as.
+
+        Raises:
+            SiteError: for a site that this model does not have.
+
+        Example:
+            >>> mu.world.model().hook_points("L5.head[2]")
+            (HookIndex(name='blocks.5.attn.hook_z', index=2, axis=2),)
+        """
+        found = Site.parse(site) if isinstance(site, str) else site
+        self.sites.check([found])
+        return self.arch.hooks(found)
+
+    def sync(self) -> None:
+        """Refresh what the bridge holds copies of; call it after writing into ``params`` in place."""
+        if "bridge" in self.__dict__:
+            loading.sync(self.bridge, self.arch, self.params)
+
+    def fork(
+        self, replacements: Mapping[str, Float[Tensor, "..."]] | None = None, *, edit: str | None = None
+    ) -> HookedModel:
+        """A model of its own over the same tensors, with single parameters replaced.
+
+        Nothing is copied: writing in place into a shared parameter shows in both models.
+
+        Args:
+            replacements: new tensors by parameter name; they are used as they are, not copied.
+            edit: the name of the edit this applies, remembered in ``edits``.
+
+        Raises:
+            EditError: if a name or a shape is not the model's; names both shapes.
+
+        Example:
+            >>> hm = mu.world.model()
+            >>> name = "model.layers.3.mlp.down_proj.weight"
+            >>> half = hm.fork({name: hm.params[name] / 2})
+            >>> half.identity == hm.identity
+            False
+        """
+        return self._over(loading.twin(self.hf, replacements), edit=edit)
+
+    def to(self, target: str | torch.device | torch.dtype) -> HookedModel:
+        """The model on another device or in another precision; this one stays where and as it is.
+
+        Tensors that are there already are shared, as in a fork.
+
+        Args:
+            target: a device such as ``"cuda"``, or a precision such as ``torch.bfloat16``.
+
+        Example:
+            >>> mu.world.model().to(torch.bfloat16).dtype
+            torch.bfloat16
+        """
+        if isinstance(target, torch.dtype):
+            return self._over(loading.twin(loading.cast(self.hf, device=None, dtype=target)))
+        return self._over(loading.twin(loading.cast(self.hf, device=torch.device(target), dtype=None)))
+
+    def _over(self, hf: Any, *, edit: str | None = None) -> HookedModel:
+        edits = self.edits if edit is None else (*self.edits, edit)
+        return HookedModel(hf, self.tokenizer, arch=self.arch, prepend_bos=self.prepend_bos, edits=edits)
+
+    def folded(self) -> TransformerBridge:
+        """A separate bridge with folded layer norms and centred weights, for reading only.
+
+        Direct logit attribution needs it. It has tensors of its own, and cannot be edited or saved.
+
+        Example:
+            >>> mu.world.model().folded().compatibility_mode
+            True
+        """
+        bridge = loading.wrap(loading.own(self.hf), self.tokenizer, prepend_bos=self.prepend_bos)
+        bridge.enable_compatibility_mode(disable_warnings=True)
+        return bridge

@@ -1,0 +1,302 @@
+"""Loading a model, and building further module trees over the tensors it already has.
+
+TransformerLens replaces the submodules of the model it wraps, so the wrapped model can no longer be trained
+by other libraries or saved. Therefore:
+
+1. ``load`` reads a plain Hugging Face model, refuses families it does not know *before* reading weights, and
+   refuses weights that do not fill the model.
+2. ``twin`` copies the module tree only: ``copy.deepcopy`` with a memo that maps every tensor to itself, or
+   to its replacement. Tied weights stay tied, no tensor is copied, a fork of a model costs milliseconds.
+3. ``wrap`` builds a TransformerBridge over one more twin, with a tokenizer of its own, because
+   TransformerLens adds tokens to the one it is given. ``sync`` refreshes Q, K and V where it holds copies.
+4. ``cast`` moves and casts the *plain* model: casting a bridge cuts fused Q, K, V loose from what is saved.
+   Buffers that are not saved (rotary frequencies) keep their precision, as they do in a model loaded afresh.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mechunlearn.errors import EditError, ModelError
+from mechunlearn.models.arch import Arch
+from mechunlearn.models.families import family_of
+from mechunlearn.models.progress_bars import quiet
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def load(
+    name_or_path: str | Path, *, dtype: str | torch.dtype | None, revision: str | None, **hf_kwargs: Any
+) -> tuple[Any, Any]:
+    """Read a model and its tokenizer (None where a folder has none) with Hugging Face.
+
+    Args:
+        name_or_path: a folder written by ``save_pretrained``, or a name on the Hub.
+        dtype: precision of the weights; None for the one they are stored in.
+        revision: a branch, tag or commit on the Hub.
+        **hf_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        ModelError: if there is no such model, its family is not supported, or its files are damaged.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    source = str(Path(name_or_path).expanduser())
+    check_folder(source)
+    at = {"revision": revision} if revision else {}
+    given = hf_kwargs.pop("config", None)
+    config = given or _read_config(source, at)
+    family_of(architecture_of(config))
+    reader: Any = AutoModelForCausalLM
+    # Weights that do not fit are named below; Hugging Face would only point at what it has logged.
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= at | hf_kwargs | ({} if dtype is None else {"dtype": dtype})
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model, report = reader.from_pretrained(source, config=config, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise _unreadable(source, error) from error
+    _require_filled(report, source)
+    if given is None:
+        _require_all_used(report, source, config.num_hidden_layers)
+    return model, _load_tokenizer(source, at)
+
+
+def _read_config(source: str, at: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, **at)
+    except Exception as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{source!r} cannot be loaded ({type(error).__name__}: {_in_one_line(error)}). Its files may be "
+        "truncated or altered, or the name is wrong or not reachable: save or download it again."
+    )
+
+
+def _require_all_used(report: Mapping[str, Any], source: str, layers: int) -> None:
+    """Refuse whole blocks of weights for which the configuration has no place."""
+    numbers = {key: re.search(r"(?:^|\.)(\d+)\.", key) for key in sorted(report.get("unexpected_keys", ()))}
+    beyond = [key for key, found in numbers.items() if found and int(found[1]) >= layers]
+    if beyond:
+        raise ModelError(
+            f"{source!r} holds weights such as {beyond[0]!r}, but its config.json says {layers} layers. One "
+            "of the files was altered: save or download the model again."
+        )
+
+
+def _require_filled(report: Mapping[str, Any], source: str) -> None:
+    missing = sorted(report["missing_keys"]) + [str(key) for key in report.get("mismatched_keys", ())]
+    if missing:
+        raise ModelError(
+            f"the weights in {source!r} do not fill the model: {len(missing)} parameters are missing or have "
+            f"another shape, such as {missing[0]!r}. The files were truncated or altered: save or download "
+            "the model again."
+        )
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or "no message"
+
+
+def check_folder(source: str) -> None:
+    """Refuse a path that is a file, does not exist, or holds no ``config.json``.
+
+    Raises:
+        ModelError: naming the path and the remedy.
+    """
+    path = Path(source)
+    looks_local = source.startswith((".", "/")) or source.count("/") > 1 or path.exists()
+    if looks_local and not (path / "config.json").is_file():
+        state = "is a folder without config.json" if path.is_dir() else "is not a folder"
+        raise ModelError(
+            f"{source!r} is not a model: it {state}. Give a folder written by save_pretrained (config.json, "
+            "model.safetensors, tokenizer files) or a name on the Hugging Face Hub such as 'gpt2'."
+        )
+
+
+def _load_tokenizer(source: str, chosen: Mapping[str, str]) -> Any:
+    from transformers import AutoTokenizer
+
+    path = Path(source)
+    if path.is_dir() and not any(path.glob("*token*")) and not any(path.glob("vocab*")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, **chosen)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {source!r} cannot be loaded ({type(error).__name__}: {_in_one_line(error)}). "
+            "Save it again with tokenizer.save_pretrained, or build the model with "
+            "HookedModel.from_hf(model, tokenizer)."
+        ) from error
+
+
+def architecture_of(config: Any) -> str:
+    """The causal language model class that Hugging Face builds from a configuration."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    refuse_quantized(config)
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    return str(known or (config.architectures or [config.model_type])[0])
+
+
+def require_plain(model: Any) -> None:
+    """Refuse what is not an unquantized Hugging Face model in memory.
+
+    Raises:
+        ModelError: naming the remedy.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        given = repr(model) if isinstance(model, str | Path) else f"a {type(model).__name__}"
+        raise ModelError(
+            f"from_hf wraps a Hugging Face model in memory, such as a LlamaForCausalLM; not {given}. "
+            "Names and folders go to HookedModel.from_pretrained."
+        )
+    refuse_quantized(model.config)
+
+
+def refuse_quantized(config: Any) -> None:
+    """Refuse weights that are stored as codes: a slice of codes cannot be edited.
+
+    Raises:
+        ModelError: naming the remedy.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError("quantized models cannot be edited: load them in float32, bfloat16 or float16")
+
+
+def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
+    """Write a plain model and its tokenizer, if any, into a folder.
+
+    Raises:
+        ModelError: if the path is a file; Hugging Face would write nothing and say so in a log only.
+    """
+    if Path(folder).is_file():
+        raise ModelError(f"{str(folder)!r} is a file; give a folder to save the model in")
+    with quiet():
+        model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+@torch.inference_mode(False)  # a parameter made in that mode could never be trained
+def twin(model: Any, replacements: Mapping[str, Float[Tensor, "..."]] | None = None) -> Any:
+    """Copy a module tree over the same tensors, with single parameters replaced.
+
+    Args:
+        model: a plain Hugging Face model; it is left as it is.
+        replacements: new tensors by parameter name; a tied parameter is replaced wherever it is used.
+
+    Raises:
+        EditError: if a name or a shape is not the model's.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    params = dict(model.named_parameters())
+    for name, tensor in (replacements or {}).items():
+        if name not in params:
+            raise EditError(
+                f"this model has no parameter {name!r} (it has, for instance, {next(iter(params))!r}). "
+                "Was the edit made on another model? A tied parameter goes by its first name in hm.params."
+            )
+        old = params[name]
+        if tensor.shape != old.shape:
+            raise EditError(
+                f"parameter {name!r} has shape {tuple(old.shape)}, its replacement {tuple(tensor.shape)}. "
+                "Was the edit made on a model of another size?"
+            )
+        placed = tensor.detach().to(old.device, old.dtype)
+        memo[id(old)] = nn.Parameter(placed, requires_grad=old.requires_grad)
+    copied = copy.deepcopy(model, memo).eval()
+    if next(copied.parameters()).dtype == torch.float64 and family_of(type(model).__name__).softmax32:
+        # In double precision it shows that the bridge, unlike sdpa, has this family's softmax in float32.
+        copied.set_attn_implementation("eager")
+    return copied
+
+
+def cast(model: Any, *, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    """A plain model with tensors of its own on another device or in another precision."""
+    saved = set(model.state_dict())
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        moved = parameter.detach().to(device=device, dtype=dtype)
+        memo[id(parameter)] = nn.Parameter(moved, requires_grad=parameter.requires_grad)
+    for name, buffer in model.named_buffers():
+        keeps = name not in saved or not buffer.is_floating_point()
+        memo[id(buffer)] = buffer.to(device=device, dtype=None if keeps else dtype)
+    moved_model = copy.deepcopy(model, memo)
+    if dtype is not None:
+        moved_model.config.dtype = dtype
+    return moved_model
+
+
+def own(model: Any) -> Any:
+    """A plain model with copies of all tensors."""
+    memo = {id(tensor): nn.Parameter(tensor.detach().clone()) for tensor in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def own_tokenizer(tokenizer: Any) -> Any:
+    """A copy of a tokenizer that TransformerLens accepts as it is and may change."""
+    if tokenizer is None:
+        return None
+    own = copy.deepcopy(tokenizer)
+    # TransformerLens reads a name, and re-reads from disk (losing added tokens) unless this flag is set.
+    own.init_kwargs.setdefault("name_or_path", own.name_or_path or "local")
+    own.init_kwargs["add_bos_token"] = True
+    return own
+
+
+def wrap(model: Any, tokenizer: Any, *, prepend_bos: bool) -> TransformerBridge:
+    """Build a TransformerBridge in raw mode over the tensors of a plain model, which is left as it is."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    # A bridge first used inside no_grad or inference_mode must be an ordinary one all the same.
+    # It starts out with random weights, which are no reason to move the user's random state.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        wrapped, name = twin(model), type(model).__name__
+        wrapped.set_attn_implementation("eager")
+        wrapped.config.architectures = [name]
+        bridge: TransformerBridge = build_bridge_from_module(
+            wrapped, name, hf_config=wrapped.config, tokenizer=own_tokenizer(tokenizer)
+        )
+        bridge.eval()
+    bridge.cfg.default_prepend_bos = prepend_bos
+    return bridge
+
+
+@torch.no_grad()
+def sync(bridge: TransformerBridge, arch: Arch, params: Mapping[str, Tensor]) -> None:
+    """Refresh Q, K and V of a bridge that holds copies of them (GPT-NeoX), after a change of weights."""
+    for place, part in arch.joined():
+        layer, name, field = place.split(".")
+        component = getattr(bridge.blocks[int(layer)].attn, name).original_component
+        held, source = getattr(component, field), params[part.name]
+        if held.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
+            value = part.of(source)
+            held.copy_(value.T if part.axis == 1 else value)
+
+
+def identity(params: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that change when any weight, name, shape or precision does."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        tensor = params[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

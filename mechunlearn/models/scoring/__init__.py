@@ -1,0 +1,1 @@
+"""What a model says to facts: whole answers, options, running text."""

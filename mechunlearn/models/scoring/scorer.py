@@ -1,0 +1,283 @@
+"""What a model says to facts: whole answers, options, running text.
+
+1. Facts and candidate answers are encoded in one call and run by `forward`; an answer's log-probability is
+   the sum over its tokens.
+2. A fact with options is answered by the option with the highest log-probability, the first on a tie.
+3. A fact without is answered by what greedy decoding says: each token of the answer must be the likeliest
+   after those before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechunlearn.core import metrics
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.errors import FactError
+from mechunlearn.models.encoding.batch import IGNORED, Batch
+from mechunlearn.models.encoding.encoder import Speaks, encode, encode_text
+from mechunlearn.models.scoring.passes import Runs, forward
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model says to each fact.
+
+    Args:
+        correct: it gives the answer.
+        says_new: it gives the new answer; False where a fact has none.
+        p_answer: probability of the whole answer after the prompt.
+        p_new: the same for the new answer; not-a-number where a fact has none.
+        said: what it gives: an option, or (without options) text up to its first departure from the answer.
+    """
+
+    correct: Bool[np.ndarray, "fact"]
+    says_new: Bool[np.ndarray, "fact"]
+    p_answer: Float[np.ndarray, "fact"]
+    p_new: Float[np.ndarray, "fact"]
+    said: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.said)
+
+
+class Dropped(NamedTuple):
+    """A fact that the model does not know, and why."""
+
+    fact: Fact
+    reason: str
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Which facts a model knows.
+
+    Args:
+        known: the facts it answers rightly, with at least the threshold's probability.
+        dropped: the others, each with a reason.
+    """
+
+    known: Facts
+    dropped: tuple[Dropped, ...]
+
+    def __repr__(self) -> str:
+        total = len(self.known) + len(self.dropped)
+        lines = [f"known: {len(self.known)} of {total} facts"]
+        lines += [f"  dropped: {reason}" for _, reason in self.dropped[:8]]
+        more = len(self.dropped) - 8
+        return "\n".join([*lines, f"  ... {more} more"] if more > 0 else lines)
+
+
+def answer_logprobs(
+    hm: Runs, facts: Sequence[Fact], answers: str | Sequence[str] = "answer"
+) -> Float[Tensor, "fact"]:
+    """Give the log-probability of one whole answer per fact, in nats.
+
+    Args:
+        hm: the model.
+        facts: the facts.
+        answers: one per fact, or the name of a field: ``"answer"``, ``"new"``, ``"foil"``.
+
+    Raises:
+        FactError: see `encode`.
+
+    Example:
+        >>> import mechunlearn as mu
+        >>> hm, facts = mu.world.model(), mu.world.facts()
+        >>> p = answer_logprobs(hm, facts.forget).exp()
+    """
+    if not len(facts):
+        return torch.zeros(0)
+    return forward(hm, encode(hm, facts, answer=answers), read=metrics.answer_logprob)
+
+
+def option_logprobs(hm: Runs, facts: Sequence[Fact]) -> Float[Tensor, "fact option"]:
+    """Give the log-probability of every whole option, in the order of `Fact.options`.
+
+    Returns:
+        One row per fact; rows of facts with fewer options end in minus infinity.
+
+    Raises:
+        FactError: a fact has no options.
+    """
+    for fact in facts:
+        if not fact.options:
+            raise FactError(f"the fact {fact.prompt!r} has no options; give it `options=`, or use `score`")
+    asked = [(fact, option) for fact in facts for option in fact.options]
+    scored = answer_logprobs(hm, [fact for fact, _ in asked], [option for _, option in asked])
+    counts = [len(fact.options) for fact in facts]
+    table = scored.new_full((len(facts), max(counts, default=0)), -torch.inf)
+    for row, values in zip(table, torch.split(scored, counts), strict=True):
+        row[: len(values)] = values
+    return table
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Questions encoded once, to be put to the same model again and again while it changes.
+
+    Args:
+        facts: what is asked.
+        batch: every fact's candidate answers, one row each; None where there are no facts.
+    """
+
+    facts: tuple[Fact, ...]
+    batch: Batch | None
+
+
+def prepare(hm: Speaks, facts: Sequence[Fact]) -> Prepared:
+    """Encode facts for :func:`score`.
+
+    Args:
+        hm: gives the tokenizer.
+        facts: what will be asked.
+
+    Raises:
+        FactError: see `encode`.
+    """
+    asked = [(fact, word) for fact in facts for word in _candidates(fact)]
+    if not asked:
+        return Prepared((), None)
+    batch = encode(hm, [fact for fact, _ in asked], answer=[word for _, word in asked])
+    return Prepared(tuple(facts), batch)
+
+
+def score(hm: Runs, facts: Sequence[Fact] | Prepared) -> Outcome:
+    """Say which facts the model answers rightly, which in the new way, and with what probability.
+
+    Args:
+        hm: the model.
+        facts: the facts, with options (the likeliest whole option counts) or without (greedy decoding);
+            or what `prepare` made of them for a model with the same tokenizer.
+
+    Raises:
+        FactError: see `encode`.
+
+    Example:
+        >>> import mechunlearn as mu
+        >>> outcome = mu.score(mu.world.model(), mu.world.facts().forget)
+        >>> float(outcome.correct.mean())
+        1.0
+    """
+    asked = facts if isinstance(facts, Prepared) else prepare(hm, facts)
+    batch = asked.batch
+    if batch is None:
+        nothing = np.zeros(0)
+        return Outcome(nothing.astype(bool), nothing.astype(bool), nothing, nothing, ())
+    both = forward(hm, batch, read=_logprobs_and_guesses).double().cpu()
+    ids, guesses = batch.answer_ids.cpu(), both[..., 1].long()
+    logprobs = both[..., 0].sum(-1).tolist()
+    greedy = ((guesses == ids) | (ids == IGNORED)).all(-1).tolist()
+    rows, start = [], 0
+    for fact in asked.facts:
+        here = slice(start, start + len(_candidates(fact)))
+        said = "" if fact.options else _until_departure(hm, guesses[start], ids[start])
+        rows.append(_verdict(fact, logprobs[here], greedy[here], said))
+        start = here.stop
+    correct, says_new, p_answer, p_new, spoken = zip(*rows, strict=True)
+    return Outcome(np.array(correct), np.array(says_new), np.array(p_answer), np.array(p_new), spoken)
+
+
+def perplexity(hm: Runs, texts: Sequence[str]) -> Float[np.ndarray, "text"]:
+    """Give the mean negative log-likelihood per token of each text, in nats.
+
+    The perplexity of a corpus is the exponential of a mean of these; intervals are taken over texts. Texts
+    longer than the model's positions are cut there.
+
+    Raises:
+        FactError: see `encode_text`.
+
+    Example:
+        >>> import mechunlearn as mu
+        >>> nll = perplexity(mu.world.model(), mu.world.facts().text)
+    """
+    if not len(texts):
+        return np.zeros(0)
+    longest = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", None)
+    batch = encode_text(hm, texts, max_tokens=longest)
+    total = forward(hm, batch, read=metrics.answer_logprob)
+    count = (batch.labels != IGNORED).sum(1)
+    return (-total / count).double().cpu().numpy()
+
+
+def validate(hm: Runs, facts: Sequence[Fact], *, threshold: float = 0.5) -> Validation:
+    """Say which facts the model knows, and why each of the others was dropped.
+
+    A fact is known if the model gives its answer (see `score`) with at least the threshold's probability.
+
+    Args:
+        hm: the model.
+        facts: the facts, asked by their `prompt`.
+        threshold: least probability of the whole answer; 0 asks only for the right answer.
+
+    Example:
+        >>> import mechunlearn as mu
+        >>> mu.validate(mu.world.model(), mu.world.facts().forget)
+        known: 32 of 32 facts
+    """
+    outcome = score(hm, facts)
+    unknown = _unknown(hm, facts)
+    known, dropped = [], []
+    for row, fact in enumerate(facts):
+        p = f"with probability {outcome.p_answer[row]:.2f}"
+        reason = ""
+        if unknown[row]:
+            reason = f"the answer {fact.answer!r} of {fact.prompt!r} has a token unknown to the tokenizer"
+        elif not outcome.correct[row]:
+            said = outcome.said[row].strip()
+            reason = f"{fact.prompt!r} gives {said!r}; the answer {fact.answer!r} comes {p}"
+        elif outcome.p_answer[row] < threshold:
+            reason = f"{fact.prompt!r} gives {fact.answer!r}, but only {p}, below {threshold}"
+        if reason:
+            dropped.append(Dropped(fact, reason))
+        else:
+            known.append(fact)
+    text, name = (facts.text, facts.name) if isinstance(facts, Facts) else ((), "")
+    return Validation(Facts(known, text=text, name=name), tuple(dropped))
+
+
+def _logprobs_and_guesses(
+    logits: Float[Tensor, "batch answer d_vocab"], ids: Int[Tensor, "batch answer"]
+) -> Float[Tensor, "batch answer 2"]:
+    logprobs = metrics.token_logprobs(logits, ids)
+    return torch.stack([logprobs, logits.argmax(-1).to(logprobs.dtype)], dim=-1)
+
+
+def _candidates(fact: Fact) -> tuple[str, ...]:
+    return fact.options or ((fact.answer,) if fact.new is None else (fact.answer, fact.new))
+
+
+def _until_departure(hm: Runs, guesses: Int[Tensor, "answer"], ids: Int[Tensor, "answer"]) -> str:
+    """Decode what is said, up to the first token that is not the answer's: later ones follow the answer."""
+    wrong = ((guesses != ids) & (ids != IGNORED)).nonzero()[:, 0].tolist()
+    stop = wrong[0] + 1 if wrong else int((ids != IGNORED).sum())
+    return str(hm.tokenizer.decode(guesses[:stop].tolist()))
+
+
+def _verdict(
+    fact: Fact, logprobs: Sequence[float], greedy: Sequence[bool], said: str
+) -> tuple[bool, bool, float, float, str]:
+    words = _candidates(fact)
+    p = {word: math.exp(value) for word, value in zip(words, logprobs, strict=True)}
+    if fact.options:
+        said = words[list(logprobs).index(max(logprobs))]
+        correct, says_new = said == fact.answer, said == fact.new
+    else:
+        correct, says_new = greedy[0], fact.new is not None and greedy[-1]
+    return correct, says_new, p[fact.answer], math.nan if fact.new is None else p[fact.new], said
+
+
+def _unknown(hm: Runs, facts: Sequence[Fact]) -> list[bool]:
+    unknown = hm.tokenizer.unk_token_id
+    if unknown is None or not len(facts):
+        return [False] * len(facts)
+    return [bool(row) for row in (encode(hm, facts).answer_ids == unknown).any(1).tolist()]

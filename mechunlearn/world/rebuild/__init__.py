@@ -1,0 +1,1 @@
+"""Train and check the embedded checkpoints anew."""
