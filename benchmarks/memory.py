@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import Setting, setting
+from benchmarks.models import PatchTask, setting
 from benchmarks.timing import Row
 from benchmarks.works import probes
 from benchmarks.works.reading import Difference
@@ -121,7 +121,7 @@ def held(device: str) -> float:
     return int(pages.read_text(encoding="utf-8").split()[1]) * resource.getpagesize() / 2**20
 
 
-def _sweep(here: Setting, places: int) -> None:
+def _sweep(here: PatchTask, places: int) -> None:
     prompts, hm = here.prompts(), here.hm
     writes = [writes_of(hm, [Site("resid_pre", layer)]) for layer in (here.layers - 2, here.layers - 1)]
     generator = torch.Generator().manual_seed(0)

@@ -41,7 +41,7 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class PatchTask:
     """What every work is measured on.
 
     Args:
@@ -132,7 +132,7 @@ def setting(
     dtype: torch.dtype = torch.float32,
     quick: bool = False,
     seed: int = 0,
-) -> Setting:
+) -> PatchTask:
     """Build a random model of a shape.
 
     Args:
@@ -158,8 +158,8 @@ def setting(
                 parameter.add_(1.0)
     hm = HookedModel.from_hf(model)
     if quick:
-        return Setting(hm, model, rows=2, length=7, sample=3, quick=True)
-    return Setting(hm, model)
+        return PatchTask(hm, model, rows=2, length=7, sample=3, quick=True)
+    return PatchTask(hm, model)
 
 
 def _backbone(plain: Any) -> tuple[Any, Any]:

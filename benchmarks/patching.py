@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.memory import memory_rows
-from benchmarks.models import SHAPES, Setting, setting
+from benchmarks.models import SHAPES, PatchTask, setting
 from benchmarks.table import machine, table, written
 from benchmarks.timing import Row, race
 from benchmarks.work import Missing
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     return rows
 
 
-def _rows(name: str, here: Setting, chosen: argparse.Namespace) -> list[Row]:
+def _rows(name: str, here: PatchTask, chosen: argparse.Namespace) -> list[Row]:
     if name == MEMORY:
         return memory_rows(chosen.shape, chosen.device, chosen.dtype, quick=chosen.quick)
     try:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.models import Setting
+from benchmarks.models import PatchTask
 from benchmarks.timing import Row
 
 _PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "pyvene")
 
 
-def machine(here: Setting) -> str:
+def machine(here: PatchTask) -> str:
     """Processor, threads, load, versions and model, on a few lines."""
     versions = ", ".join(f"{package} {_version(package)}" for package in _PACKAGES)
     device = here.hm.device

@@ -93,7 +93,7 @@ class _Spent:
 
     @property
     def all(self) -> Time:
-        """Both."""
+        """CleanCorruptRuns."""
         return self.sites + self.before
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.models import SHAPES, Setting
+from benchmarks.models import SHAPES, PatchTask
 from benchmarks.step_memory import STEP_MEMORY, step_memory_rows
 from benchmarks.step_table import put_in, table
 from benchmarks.steps import StepRow, step_rows
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> list[StepRow]:
     return rows
 
 
-def _rows(name: str, here: Setting, chosen: argparse.Namespace) -> list[StepRow]:
+def _rows(name: str, here: PatchTask, chosen: argparse.Namespace) -> list[StepRow]:
     if name == STEP_MEMORY:
         return step_memory_rows(chosen.shape, chosen.device, chosen.dtype, quick=chosen.quick)
     steps = chosen.steps or (QUICK_STEPS if chosen.quick else STEPS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.models import Setting
+from benchmarks.models import PatchTask
 from benchmarks.work import Work
 from benchmarks.works.direct import direct_paths
 from benchmarks.works.edges import eap_edges
@@ -15,7 +15,7 @@ from benchmarks.works.rome import rome_mlp_windows, rome_states
 from benchmarks.works.single import per_site
 from benchmarks.works.through import mlp_to_v_frozen, mlp_to_v_recomputed
 
-WORKS: Mapping[str, Callable[[Setting], Work]] = {
+WORKS: Mapping[str, Callable[[PatchTask], Work]] = {
     make.__name__: make
     for make in (
         resid_all,

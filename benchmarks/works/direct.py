@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.models import Prompts, Setting
+from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
 from benchmarks.works.reading import Difference
 from mechunlearn.core.hooks import Hook
@@ -27,7 +27,7 @@ from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
 from mechunlearn.models.encoding.batch import Batch
 
 
-def direct_paths(setting: Setting) -> Work:
+def direct_paths(setting: PatchTask) -> Work:
     """All heads, then all MLPs."""
     prompts = setting.prompts()
     layers = range(setting.layers)
@@ -46,25 +46,25 @@ def direct_paths(setting: Setting) -> Work:
     )
 
 
-def captured(setting: Setting, prompts: Prompts, route: Route) -> Sending:
+def captured(setting: PatchTask, prompts: Prompts, route: Route) -> Sending:
     """Both runs, with what the route needs of them."""
     run = capture(setting.hm, Batch.of_tokens(prompts.clean), keep=route.kept_by_run(Parts.of(setting.hm)))
     source = activations(setting.hm, Batch.of_tokens(prompts.corrupt), route.kept_by_source())
     return Sending.everywhere(run, source, Difference(prompts))
 
 
-def paths(setting: Setting, route: Route, sending: Sending) -> Float[Tensor, "site row"]:
+def paths(setting: PatchTask, route: Route, sending: Sending) -> Float[Tensor, "site row"]:
     """This library: what every sender does to the answer through the receivers."""
     return path_sweep(Engine.of(setting.hm), route, sending)[:, 0, :, 0]
 
 
-def clean(setting: Setting, prompts: Prompts) -> Float[Tensor, "row"]:
+def clean(setting: PatchTask, prompts: Prompts) -> Float[Tensor, "row"]:
     """The clean run as it is."""
     with torch.no_grad():
         return prompts.difference(setting.plain(prompts.clean).logits)
 
 
-def writes(setting: Setting) -> list[str]:
+def writes(setting: PatchTask) -> list[str]:
     """Where all heads and MLPs write."""
     return [
         f"blocks.{layer}.{name}"
@@ -73,7 +73,7 @@ def writes(setting: Setting) -> list[str]:
     ]
 
 
-def both(setting: Setting, prompts: Prompts) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+def both(setting: PatchTask, prompts: Prompts) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """What they write after the clean prompts, and after the corrupt ones."""
     with torch.no_grad():
         found = [
@@ -88,7 +88,7 @@ def write(name: str, value: Tensor) -> Hook:
     return Hook(name, lambda activation, hook=None: value)
 
 
-def _hooked(setting: Setting, prompts: Prompts, senders: Sequence[Site]) -> Peer:
+def _hooked(setting: PatchTask, prompts: Prompts, senders: Sequence[Site]) -> Peer:
     def run(state: tuple[Mapping[str, Tensor], Mapping[str, Tensor]], sites: Sequence[int]) -> Tensor:
         own, other = state
         found = []

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.models import Prompts, Setting
+from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Missing, Peer, Work
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.attribution.edges import edge_estimates
@@ -22,7 +22,7 @@ from mechunlearn.localization.attribution.graph import Graph
 from mechunlearn.localization.patching.corruption import Pairs
 
 
-def eap_edges(setting: Setting) -> Work:
+def eap_edges(setting: PatchTask) -> Work:
     """All edges between embeddings, heads, MLPs and the end of the residual stream."""
     shape = setting.hm.arch.shape
     if shape.grouped:
@@ -41,7 +41,7 @@ def eap_edges(setting: Setting) -> Work:
     )
 
 
-def _transformer_lens(setting: Setting, prompts: Prompts, graph: Graph) -> Peer:
+def _transformer_lens(setting: PatchTask, prompts: Prompts, graph: Graph) -> Peer:
     from transformer_lens.tools.analysis import attribution_patching as tl
 
     def run(state: None, sites: Sequence[int]) -> list[dict[Any, float]]:

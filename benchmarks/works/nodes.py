@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.models import Prompts, Setting
+from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.attribution.nodes import node_estimates
@@ -27,17 +27,17 @@ from mechunlearn.localization.patching.corruption import Pairs
 ROWS = 16
 
 
-def node_attribution(setting: Setting) -> Work:
+def node_attribution(setting: PatchTask) -> Work:
     """All heads and MLPs, in a batch of 16, beside the gradients of activations and weights."""
     return _attribution(setting, "node_attribution", frozen=False, target=0.77)
 
 
-def node_attribution_frozen(setting: Setting) -> Work:
+def node_attribution_frozen(setting: PatchTask) -> Work:
     """The same beside the gradients of activations alone."""
     return _attribution(setting, "node_attribution_frozen", frozen=True, target=None)
 
 
-def _attribution(setting: Setting, name: str, *, frozen: bool, target: float | None) -> Work:
+def _attribution(setting: PatchTask, name: str, *, frozen: bool, target: float | None) -> Work:
     prompts = setting.prompts(rows=ROWS)
     pairs = Pairs.at_end(prompts.clean, prompts.corrupt, prompts.answers[:, 0], prompts.answers[:, 1])
     layers = range(setting.layers)
@@ -53,7 +53,7 @@ def _attribution(setting: Setting, name: str, *, frozen: bool, target: float | N
     )
 
 
-def _gradient(setting: Setting, prompts: Prompts, *, frozen: bool) -> Peer:
+def _gradient(setting: PatchTask, prompts: Prompts, *, frozen: bool) -> Peer:
     def run(state: None, sites: Sequence[int]) -> list[Tensor]:
         setting.plain.requires_grad_(not frozen)
         outputs = _outputs(setting, prompts, prompts.clean)
@@ -73,7 +73,7 @@ def _gradient(setting: Setting, prompts: Prompts, *, frozen: bool) -> Peer:
     return Peer(name, run, values=values)
 
 
-def _outputs(setting: Setting, prompts: Prompts, tokens: Tensor) -> list[Float[Tensor, "..."]]:
+def _outputs(setting: PatchTask, prompts: Prompts, tokens: Tensor) -> list[Float[Tensor, "..."]]:
     """What every MLP gives, then the sum over rows of the difference of logits."""
     kept: list[Tensor] = []
 

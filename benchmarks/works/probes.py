@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.models import Prompts, Setting
+from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
 from mechunlearn.models.activations import capture, probe_sites
 
 PROMPTS, BATCH = 1000, 40
 
 
-def probe_capture(setting: Setting) -> Work:
+def probe_capture(setting: PatchTask) -> Work:
     """The embedding, every resid_mid and every resid_post, at the last position."""
     prompts, size = drawn(setting)
     batches = len(prompts.clean) // size
@@ -41,17 +41,17 @@ def probe_capture(setting: Setting) -> Work:
     )
 
 
-def drawn(setting: Setting) -> tuple[Prompts, int]:
+def drawn(setting: PatchTask) -> tuple[Prompts, int]:
     """The prompts, and how many run together."""
     return (setting.prompts(rows=12), 3) if setting.quick else (setting.prompts(rows=PROMPTS), BATCH)
 
 
-def names(setting: Setting) -> list[str]:
+def names(setting: PatchTask) -> list[str]:
     """The hook points that are read."""
     return [setting.hm.arch.hooks(site)[0].name for site in probe_sites(setting.hm)]
 
 
-def ours(setting: Setting, prompts: Prompts, size: int) -> Float[Tensor, "batch name row d_model"]:
+def ours(setting: PatchTask, prompts: Prompts, size: int) -> Float[Tensor, "batch name row d_model"]:
     """This library's capture."""
     where = torch.full_like(prompts.clean[:, :1], setting.length - 1)
     found = capture(setting.hm.bridge, prompts.clean, names(setting), where, batch_size=size)
@@ -59,7 +59,7 @@ def ours(setting: Setting, prompts: Prompts, size: int) -> Float[Tensor, "batch 
 
 
 def cached(
-    setting: Setting, prompts: Prompts, size: int, batches: Sequence[int]
+    setting: PatchTask, prompts: Prompts, size: int, batches: Sequence[int]
 ) -> Float[Tensor, "batch name row d_model"]:
     """TransformerLens's cache of the same names, of which the last position is kept."""
     wanted, kept = names(setting), []

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.models import Prompts, Setting
+from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
 from benchmarks.works.reading import Difference
 from mechunlearn.core.sites.site import Site
@@ -23,19 +23,19 @@ from mechunlearn.localization.engine.patches import Jobs, Write, writes_of
 from mechunlearn.models.encoding.batch import Batch
 
 
-def resid_all(setting: Setting) -> Work:
+def resid_all(setting: PatchTask) -> Work:
     """Every (layer, position) of resid_pre; the prompts of a pair differ everywhere."""
     return _resid(setting, "resid_all", setting.prompts(), target=4.5)
 
 
-def resid_prefix8(setting: Setting) -> Work:
+def resid_prefix8(setting: PatchTask) -> Work:
     """The same where the prompts of a pair first differ at token 8 of 24."""
     same = setting.length // 3
     note = f"the first {same} of {setting.length} tokens are the same: patches there change nothing"
     return _resid(setting, "resid_prefix8", setting.prompts(same=same), target=9.0, note=note)
 
 
-def _resid(setting: Setting, name: str, prompts: Prompts, *, target: float, note: str = "") -> Work:
+def _resid(setting: PatchTask, name: str, prompts: Prompts, *, target: float, note: str = "") -> Work:
     return Work(
         name,
         setting.layers * setting.length,
@@ -49,7 +49,7 @@ def _resid(setting: Setting, name: str, prompts: Prompts, *, target: float, note
     )
 
 
-def captured(setting: Setting, prompts: Prompts) -> tuple[Run, Mapping[str, Tensor]]:
+def captured(setting: PatchTask, prompts: Prompts) -> tuple[Run, Mapping[str, Tensor]]:
     """The corrupted run, and the clean activations."""
     names = [write.name for some in _writes(setting) for write in some]
     run = capture(setting.hm, Batch.of_tokens(prompts.corrupt), keep=names)
@@ -57,7 +57,7 @@ def captured(setting: Setting, prompts: Prompts) -> tuple[Run, Mapping[str, Tens
 
 
 def swept(
-    setting: Setting,
+    setting: PatchTask,
     prompts: Prompts,
     state: tuple[Run, Mapping[str, Tensor]],
     *,
@@ -71,17 +71,17 @@ def swept(
     return engine.sweep(*state, jobs, Difference(prompts)).view(-1, rows)
 
 
-def _writes(setting: Setting) -> list[tuple[Write, ...]]:
+def _writes(setting: PatchTask) -> list[tuple[Write, ...]]:
     return [writes_of(setting.hm, [Site("resid_pre", layer)]) for layer in range(setting.layers)]
 
 
-def unpatched(setting: Setting, prompts: Prompts) -> Float[Tensor, "row"]:
+def unpatched(setting: PatchTask, prompts: Prompts) -> Float[Tensor, "row"]:
     """The corrupted run as it is."""
     with torch.no_grad():
         return prompts.difference(setting.plain(prompts.corrupt).logits)
 
 
-def _transformer_lens(setting: Setting, prompts: Prompts) -> Peer:
+def _transformer_lens(setting: PatchTask, prompts: Prompts) -> Peer:
     import pandas as pd
     from transformer_lens import patching
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from benchmarks.models import Setting
+from benchmarks.models import PatchTask
 from benchmarks.work import Peer, Work
 from benchmarks.works.reading import Probability
 from mechunlearn.core.sites.site import Site
@@ -33,14 +33,14 @@ _NOTE = (
 )
 
 
-def rome_states(setting: Setting) -> Work:
+def rome_states(setting: PatchTask) -> Work:
     """The state after every block, at every position."""
     sites = [(Site("resid_post", layer),) for layer in range(setting.layers)]
     modules = [(block,) for block in setting.blocks]
     return _trace(setting, "rome_states", sites, modules, target=7.0)
 
 
-def rome_mlp_windows(setting: Setting) -> Work:
+def rome_mlp_windows(setting: PatchTask) -> Work:
     """The MLP outputs of ten layers around every layer, at every position."""
     width = min(WINDOW, setting.layers // 2)
     near = [
@@ -68,7 +68,7 @@ class _Noised:
 
 
 def _trace(
-    setting: Setting,
+    setting: PatchTask,
     name: str,
     sites: Sequence[tuple[Site, ...]],
     modules: Sequence[tuple[Any, ...]],
@@ -97,7 +97,7 @@ def _trace(
 
 
 def _captured(
-    setting: Setting, noised: _Noised, writes: Sequence[tuple[Write, ...]]
+    setting: PatchTask, noised: _Noised, writes: Sequence[tuple[Write, ...]]
 ) -> tuple[Run, Mapping[str, Tensor]]:
     """The noised runs, and the clean activations."""
     names = [write.name for some in writes for write in some]
@@ -108,7 +108,7 @@ def _captured(
 
 
 def _ours(
-    setting: Setting,
+    setting: PatchTask,
     noised: _Noised,
     writes: Sequence[tuple[Write, ...]],
     state: tuple[Run, Mapping[str, Tensor]],
@@ -121,7 +121,7 @@ def _ours(
     return Engine.of(setting.hm).sweep(*state, jobs, readout).view(-1, SAMPLES)
 
 
-def _hooked(setting: Setting, noised: _Noised, modules: Sequence[tuple[Any, ...]]) -> Peer:
+def _hooked(setting: PatchTask, noised: _Noised, modules: Sequence[tuple[Any, ...]]) -> Peer:
     def run(state: None, sites: Sequence[int]) -> Tensor:
         found = []
         for site in sites:
@@ -134,7 +134,7 @@ def _hooked(setting: Setting, noised: _Noised, modules: Sequence[tuple[Any, ...]
 
 
 def _forward(
-    setting: Setting, noised: _Noised, modules: Sequence[Any] = (), position: int = 0
+    setting: PatchTask, noised: _Noised, modules: Sequence[Any] = (), position: int = 0
 ) -> Float[Tensor, "row"]:
     """The answer's probability in the clean row and the noised ones, with the clean row's values restored."""
     with ExitStack() as stack, torch.no_grad():

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.models import Prompts, Setting
+from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
 from benchmarks.works.resid import captured, swept, unpatched
 
 
-def per_site(setting: Setting) -> Work:
+def per_site(setting: PatchTask) -> Work:
     """One hooked forward pass per site: plain hooks, nnsight, pyvene."""
     prompts = setting.prompts()
     return Work(
@@ -33,7 +33,7 @@ def per_site(setting: Setting) -> Work:
     )
 
 
-def _states(setting: Setting, prompts: Prompts) -> list[Tensor]:
+def _states(setting: PatchTask, prompts: Prompts) -> list[Tensor]:
     """The clean residual stream before every block."""
     found: list[Tensor] = []
 
@@ -51,7 +51,7 @@ def _states(setting: Setting, prompts: Prompts) -> list[Tensor]:
     return found
 
 
-def _plain(setting: Setting, prompts: Prompts) -> Peer:
+def _plain(setting: PatchTask, prompts: Prompts) -> Peer:
     def run(states: list[Tensor], sites: Sequence[int]) -> Tensor:
         found = []
         for site in sites:
@@ -76,7 +76,7 @@ def _plain(setting: Setting, prompts: Prompts) -> Peer:
     return Peer("plain Hugging Face hook", run, lambda: _states(setting, prompts), sample=setting.sample)
 
 
-def _nnsight(setting: Setting, prompts: Prompts) -> Peer:
+def _nnsight(setting: PatchTask, prompts: Prompts) -> Peer:
     name, missing = _installed("nnsight")
     if missing:
         return Peer(name, _cannot, missing=missing)
@@ -96,7 +96,7 @@ def _nnsight(setting: Setting, prompts: Prompts) -> Peer:
     return Peer(name, run, lambda: _states(setting, prompts), sample=setting.sample)
 
 
-def _pyvene(setting: Setting, prompts: Prompts) -> Peer:
+def _pyvene(setting: PatchTask, prompts: Prompts) -> Peer:
     name, missing = _installed("pyvene")
     if missing:
         return Peer(name, _cannot, missing=missing)

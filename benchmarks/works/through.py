@@ -14,7 +14,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from benchmarks.models import Prompts, Setting
+from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
 from benchmarks.works.direct import both, captured, clean, paths, write
 from mechunlearn.core.hooks import Hook, cache
@@ -24,17 +24,17 @@ from mechunlearn.localization.path_patching.paths import Route
 HEADS = 3
 
 
-def mlp_to_v_frozen(setting: Setting) -> Work:
+def mlp_to_v_frozen(setting: PatchTask) -> Work:
     """MLPs in between stay as they are."""
     return _through(setting, "mlp_to_v_frozen", frozen=True, target=15.0)
 
 
-def mlp_to_v_recomputed(setting: Setting) -> Work:
+def mlp_to_v_recomputed(setting: PatchTask) -> Work:
     """MLPs in between follow."""
     return _through(setting, "mlp_to_v_recomputed", frozen=False, target=6.5)
 
 
-def _through(setting: Setting, name: str, *, frozen: bool, target: float) -> Work:
+def _through(setting: PatchTask, name: str, *, frozen: bool, target: float) -> Work:
     prompts, layer = setting.prompts(), 3 * setting.layers // 4
     shape = setting.hm.arch.shape
     kind = "kv" if shape.grouped else "head"
@@ -54,7 +54,7 @@ def _through(setting: Setting, name: str, *, frozen: bool, target: float) -> Wor
     )
 
 
-def _hooked(setting: Setting, prompts: Prompts, layer: int, count: int, *, frozen: bool) -> Peer:
+def _hooked(setting: PatchTask, prompts: Prompts, layer: int, count: int, *, frozen: bool) -> Peer:
     bridge, received = setting.hm.bridge, f"blocks.{layer}.attn.hook_v"
 
     def one(own: Mapping[str, Tensor], other: Mapping[str, Tensor], sender: int) -> Tensor:

@@ -20,16 +20,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.models import Setting, setting
+from benchmarks.models import PatchTask, setting
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.editing.edits.recipes import Recipe
 from mechunlearn.editing.objectives.losses import nll
-from mechunlearn.editing.objectives.reading import Positions, Read, Reading
-from mechunlearn.editing.training.activation_cache import Keep, Room
+from mechunlearn.editing.objectives.reading import Outputs, Positions, Request
+from mechunlearn.editing.training.activation_cache import CacheBudget, CacheLimits
 from mechunlearn.editing.training.examples import QUESTIONS_PER_TEXT
-from mechunlearn.editing.training.optimization import Descent
+from mechunlearn.editing.training.optimization import Optimization
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 
 FED = 32
@@ -58,11 +58,11 @@ class Cut:
     positions: Positions
     target: float
 
-    def layers(self, setting: Setting) -> range:
+    def layers(self, setting: PatchTask) -> range:
         """The blocks whose MLPs are trained."""
         return range(self.third * setting.layers // 3, (self.third + 1) * setting.layers // 3)
 
-    def sites(self, setting: Setting) -> Localization:
+    def sites(self, setting: PatchTask) -> Localization:
         """The MLPs that are trained."""
         return Localization([Site("mlp", layer) for layer in self.layers(setting)])
 
@@ -78,7 +78,7 @@ CUTS: Mapping[str, Cut] = {
 }
 
 
-def model_of(shape: str, *, device: str, dtype: torch.dtype, quick: bool) -> Setting:
+def model_of(shape: str, *, device: str, dtype: torch.dtype, quick: bool) -> PatchTask:
     """A random model, and texts of the length that is trained on.
 
     Args:
@@ -103,11 +103,11 @@ class NextTokens:
     aim: Literal["new", "forget"] = "new"
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The corpus."""
-        return {"corpus": Read("corpus", positions=self.positions)}
+        return {"corpus": Request("corpus", positions=self.positions)}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Mapping[str, Float[Tensor, ""]]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Mapping[str, Float[Tensor, ""]]:
         """The loss."""
         return {"corpus": nll(readings["corpus"])}
 
@@ -122,12 +122,12 @@ class Trial:
         corpus: the texts, with labels on the answers.
     """
 
-    setting: Setting
+    setting: PatchTask
     cut: Cut
     corpus: Batch
 
     @classmethod
-    def of(cls, setting: Setting, cut: Cut) -> Trial:
+    def of(cls, setting: PatchTask, cut: Cut) -> Trial:
         """Draw the texts.
 
         Args:
@@ -148,7 +148,13 @@ class Trial:
         first = 0 if self.cut.positions == "all" else fed - ANSWER
         return torch.arange(first, fed, device=self.setting.hm.device)
 
-    def descent(self, *, optimizer: str = "AdamW", lr: float = LR, keep: Keep = Keep()) -> Descent:  # noqa: B008
+    def descent(
+        self,
+        *,
+        optimizer: str = "AdamW",
+        lr: float = LR,
+        keep: CacheLimits = CacheLimits(),  # noqa: B008
+    ) -> Optimization:
         """The trainer, ready for its first step.
 
         Args:
@@ -164,13 +170,13 @@ class Trial:
             batch_size=QUESTIONS_PER_TEXT * self.setting.rows,
             stop=None,
         )
-        return Descent.of(
+        return Optimization.of(
             self.setting.hm,
             recipe,
             self.cut.sites(self.setting),
             Facts(),
             corpus=self.corpus,
-            room=Room.of(keep),
+            room=CacheBudget.of(keep),
             checkpointing=False,
         )
 

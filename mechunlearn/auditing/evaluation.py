@@ -19,7 +19,7 @@ from functools import cached_property
 from mechunlearn.auditing import sections
 from mechunlearn.auditing.attacks.attack import Attack, Context, halves
 from mechunlearn.auditing.report.estimates import Row
-from mechunlearn.auditing.sections import Question, Reader
+from mechunlearn.auditing.sections import Question, SectionReader
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError, MechUnlearnError
@@ -47,7 +47,7 @@ class Exam:
     attacks: tuple[Attack, ...]
     original: HookedModel
     questions: tuple[Question, ...]
-    readers: tuple[Reader, ...]
+    readers: tuple[SectionReader, ...]
     seen: tuple[Fact, ...]
     judged: tuple[Fact, ...]
     seed: int
@@ -139,7 +139,7 @@ class Exam:
             for text, loss in zip(texts, losses, strict=True)
         ]
 
-    def _probes(self, hm: HookedModel, name: str, reader: Reader) -> list[Row]:
+    def _probes(self, hm: HookedModel, name: str, reader: SectionReader) -> list[Row]:
         sites = probe_sites(hm)
         states = states_at(hm, reader.scored, sites)
         fitted = fit_probes(hm, reader.fitted, sites=sites)

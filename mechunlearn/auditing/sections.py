@@ -22,10 +22,10 @@ from typing import NamedTuple
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact, Phrasing
 
-PHRASINGS: Mapping[str, Phrasing] = {"train": "train", "validation": "validation", "held-out": "held_out"}
+PHRASINGS: Mapping[str, Phrasing] = {"train": "train", "validation": "validation", "held_out": "held_out"}
 CHOICE = "multiple choice"
 FORMATS = (*PHRASINGS, CHOICE)
-SHORT = ("train", "held-out")
+SHORT = ("train", "held_out")
 SHUFFLES = 3
 """Orders of the options in which a multiple-choice question about a forget fact is asked; others get one."""
 
@@ -44,7 +44,7 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reader:
+class SectionReader:
     """What a probe is fitted on and read out on, for one relation."""
 
     relation: str
@@ -62,7 +62,7 @@ def questions(facts: Facts, *, seed: int) -> tuple[Question, ...]:
     Example:
         >>> facts = Facts([Fact("Mary plays", "Mary", "golf", held_out=("Mary is known for",))])
         >>> [(q.section, q.phrasing) for q in questions(facts, seed=0)]
-        [('forget', 'train'), ('forget', 'held-out')]
+        [('forget', 'train'), ('forget', 'held_out')]
     """
     forget, retained = facts.forget, {_key(fact) for fact in facts.retain}
     entailed = [(about.prompt, fact) for about in forget for fact in about.entailed]
@@ -93,7 +93,7 @@ def attacked(facts: Facts, judged: Sequence[Fact], name: str, *, seed: int) -> t
     return (*_asked(name, _own(judged), FORMATS, seed), *kept)
 
 
-def readers(facts: Facts) -> tuple[Reader, ...]:
+def readers(facts: Facts) -> tuple[SectionReader, ...]:
     """For every relation of the forget set with enough to fit on: what a probe reads.
 
     Args:
@@ -106,7 +106,7 @@ def readers(facts: Facts) -> tuple[Reader, ...]:
         fitted = tuple(f for f in pool.values() if f.subject not in subjects)
         scored = tuple(f for f in facts.forget if f.relation == relation)
         if len({fact.answer.strip() for fact in fitted}) > 1:
-            found.append(Reader(relation, fitted, scored))
+            found.append(SectionReader(relation, fitted, scored))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import IGNORED
-from mechunlearn.models.encoding.encoder import Speaks, encode
+from mechunlearn.models.encoding.encoder import HasTokenizer, encode
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def contrast(fact: Fact) -> dict[str, float]:
     return {fact.answer: 1.0} | {word: -1.0 / len(wrong) for word in wrong}
 
 
-def first_tokens(hm: Speaks, facts: Sequence[Fact], words: Sequence[Mapping[str, float]]) -> FirstTokens:
+def first_tokens(
+    hm: HasTokenizer, facts: Sequence[Fact], words: Sequence[Mapping[str, float]]
+) -> FirstTokens:
     """Find the first token of every word, as it is cut after the fact's own prompt.
 
     Args:

@@ -40,8 +40,8 @@ from mechunlearn.models.encoding.batch import GROUPS, Batch, token_groups
 from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hooked import HookedModel
 
-LensPosition = Literal["last", "last subject", "groups"]
-LensMetric = Literal["logit difference", "log-probability", "probability", "rank"]
+LensPosition = Literal["last", "last_subject", "groups"]
+LensMetric = Literal["logit_diff", "logprob", "probability", "rank"]
 Grain = Literal["component", "head"]
 
 _UNITS = dict(zip(get_args(LensMetric), ("logits", "nats", "probability", "tokens above"), strict=True))
@@ -53,7 +53,7 @@ def logit_lens(
     facts: Sequence[Fact],
     *,
     at: LensPosition = "last",
-    metric: LensMetric = "logit difference",
+    metric: LensMetric = "logit_diff",
     batch_size: int = 64,
     progress: bool = True,
 ) -> Scores:
@@ -64,10 +64,10 @@ def logit_lens(
     Args:
         hm: the model.
         facts: their prompts are run; for a logit difference each needs a `foil`, a `new` answer or `options`.
-        at: read at the ``"last"`` token of the prompt, at the ``"last subject"`` token, or at all tokens,
+        at: read at the ``"last"`` token of the prompt, at the ``"last_subject"`` token, or at all tokens,
             averaged by token ``"groups"`` as in causal tracing.
-        metric: ``"logit difference"`` (answer less foil, new answer, or mean of the other options),
-            ``"log-probability"`` or ``"probability"`` of the answer, or its ``"rank"`` (0: the likeliest).
+        metric: ``"logit_diff"`` (answer less foil, new answer, or mean of the other options),
+            ``"logprob"`` or ``"probability"`` of the answer, or its ``"rank"`` (0: the likeliest).
         batch_size: prompts per forward pass.
         progress: show a progress bar.
 
@@ -86,12 +86,12 @@ def logit_lens(
 
     Source: nostalgebraist 2020, interpreting GPT: the logit lens.
     """
-    if at not in ("last", "last subject", "groups"):
-        raise ScoresError(one_of("at", at, ["last", "last subject", "groups"]))
+    if at not in ("last", "last_subject", "groups"):
+        raise ScoresError(one_of("at", at, ["last", "last_subject", "groups"]))
     if metric not in _UNITS:
         raise ScoresError(one_of("metric", metric, _UNITS))
     require_positive(batch_size=batch_size)
-    compared = metric == "logit difference"
+    compared = metric == "logit_diff"
     words = first_tokens(hm, facts, [contrast(f) if compared else {f.answer: 1.0} for f in facts])
     batch, sites, parts = encode(hm, facts, answer=None), probe_sites(hm), []
     with tqdm(total=len(sites) * len(facts), desc="logit lens", disable=not progress) as bar:
@@ -119,7 +119,7 @@ def _lens(
     bar: Any,
 ) -> Float[Tensor, "fact site at"]:
     """Run one batch, and read all its states."""
-    where = (batch.subject_last if at == "last subject" else batch.end)[:, None]
+    where = (batch.subject_last if at == "last_subject" else batch.end)[:, None]
     if at == "groups":
         where = torch.minimum(torch.arange(batch.tokens.shape[1], device=where.device)[None], where)
     names = [hm.arch.hooks(site)[0].name for site in sites]
@@ -144,13 +144,13 @@ def _read(
         with _transformer_lens("the logit lens", "a probe, which fits its own directions (mu.probe)"):
             logits = logit_readout(hm.bridge, states.flatten(0, 1)[rows]).values.cpu()
         chosen = ids[rows]
-        if metric == "logit difference":
+        if metric == "logit_diff":
             parts.append((logits.gather(1, chosen).double() * weight[rows]).sum(1))
         elif metric == "rank":
             parts.append(rank(logits, chosen[:, 0]).double())
         else:
             read = token_logprobs(logits[:, None], chosen[:, :1])[:, 0].double()
-            parts.append(read if metric == "log-probability" else read.exp())
+            parts.append(read if metric == "logprob" else read.exp())
     return torch.cat(parts).reshape(-1, width)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import Batch
-from mechunlearn.models.encoding.encoder import Speaks, encode
+from mechunlearn.models.encoding.encoder import HasTokenizer, encode
 
 _TRIES = 20
 
@@ -39,7 +39,7 @@ class Swaps:
 
 
 def swap_subjects(
-    hm: Speaks,
+    hm: HasTokenizer,
     facts: Sequence[Fact],
     *,
     subjects: Sequence[Fact] | None = None,
@@ -88,7 +88,7 @@ def swap_subjects(
     return Swaps(tuple(facts[i] for i in index), tuple(found[i] for i in index), index, note)
 
 
-def _lengths(hm: Speaks, pool: Sequence[Fact]) -> list[int]:
+def _lengths(hm: HasTokenizer, pool: Sequence[Fact]) -> list[int]:
     counts: list[int] = encode(hm, pool, answer=None).subject.sum(1).tolist()
     return counts
 

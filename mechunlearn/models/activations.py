@@ -26,7 +26,7 @@ from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hook_checks import check_name, never_fired
 from mechunlearn.models.hooked import HookedModel
 
-Position = Literal["last subject", "last"]
+Position = Literal["last_subject", "last"]
 
 
 class _Complete(Exception):
@@ -65,7 +65,7 @@ def states_at(
     facts: Sequence[Fact],
     sites: Sequence[Site],
     *,
-    at: Position = "last subject",
+    at: Position = "last_subject",
     batch_size: int = 64,
 ) -> Float[Tensor, "site fact d_model"]:
     """Read the residual stream of every prompt at one position, in one pass for all sites.
@@ -74,7 +74,7 @@ def states_at(
         hm: the model.
         facts: their prompts are run, without an answer.
         sites: residual-stream sites.
-        at: ``"last subject"`` token or ``"last"`` token of the prompt.
+        at: ``"last_subject"`` token or ``"last"`` token of the prompt.
         batch_size: prompts per forward pass.
 
     Returns:
@@ -88,11 +88,11 @@ def states_at(
         >>> states_at(hm, facts, [mu.Site.parse("L0.resid_post")]).shape[:2]
         torch.Size([1, 32])
     """
-    if at not in ("last subject", "last"):
-        raise ScoresError(one_of("at", at, ["last subject", "last"]))
+    if at not in ("last_subject", "last"):
+        raise ScoresError(one_of("at", at, ["last_subject", "last"]))
     names = [hm.arch.hooks(site)[0].name for site in sites]
     batch = encode(hm, facts, answer=None)
-    where = batch.subject_last if at == "last subject" else batch.end
+    where = batch.subject_last if at == "last_subject" else batch.end
     found = capture(hm.bridge, batch.tokens, names, where[:, None], mask=batch.mask, batch_size=batch_size)
     width = hm.hf.config.hidden_size
     states = torch.empty(len(names), len(batch), width, dtype=torch.float64)

@@ -27,14 +27,14 @@ from mechunlearn.core.sites.site import Site
 from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.models import loading
 from mechunlearn.models.arch import Arch, HookIndex, Slice
-from mechunlearn.models.running import Runs
+from mechunlearn.models.running import RunMethods
 from mechunlearn.models.weights import Views
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-class HookedModel(Runs, Views):
+class HookedModel(RunMethods, Views):
     """A decoder to look at through TransformerLens and to cut through Hugging Face.
 
     Make one with ``from_pretrained``, ``from_hf`` or ``mu.world.model()``; the constructor is for them.

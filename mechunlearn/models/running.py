@@ -28,7 +28,7 @@ Returns = Literal["logits", "loss", "both"] | None
 """What a run gives: logits, mean loss, both as a pair, or nothing."""
 
 
-class Runs(Tokens):
+class RunMethods(Tokens):
     """The part of a model that runs, with hooks and caches."""
 
     arch: Arch

@@ -97,15 +97,15 @@ def test_a_planted_shallow_cut_comes_out_as_shallow(shallow: Report) -> None:
     assert shallow.verdict.word == "concealed"
     assert "multiple choice" in shallow.verdict.text
     assert bounds(shallow, "forget", "train").mean < 0.1
-    assert bounds(shallow, "relearning", "held-out").mean > 0.5
+    assert bounds(shallow, "relearning", "held_out").mean > 0.5
     assert bounds(shallow, "entailed", "train", relation="league").mean > 0.6
     assert bounds(shallow, "probe", "L2.resid_post").mean > 0.8
 
 
 def test_the_original_keeps_everything_through_relearning(deep: Report) -> None:
-    assert bounds(deep, "relearning", "held-out", model="untouched").mean == 1.0
+    assert bounds(deep, "relearning", "held_out", model="untouched").mean == 1.0
     assert bounds(deep, "relearning, maintained", "train", model="untouched", relation="sport").mean > 0.9
-    assert bounds(deep, "relearning", "held-out", model="gold").mean < 0.5
+    assert bounds(deep, "relearning", "held_out", model="gold").mean < 0.5
 
 
 # -- law 6: nothing is reported of nothing, and random places stand beside ------------------------------
@@ -158,7 +158,7 @@ def test_what_is_retained_of_the_same_subjects_is_scored_apart() -> None:
 def test_every_format_is_asked_and_options_are_shuffled(people: Facts) -> None:
     asked = [q for q in sections.questions(people, seed=0) if q.section == "forget"]
     mine = [q for q in asked if q.unit == people.forget[0].prompt]
-    assert [q.phrasing for q in mine] == [*["train"] * 2, *["validation"] * 2, *["held-out"] * 4,
+    assert [q.phrasing for q in mine] == [*["train"] * 2, *["validation"] * 2, *["held_out"] * 4,
                                           *["multiple choice"] * 3]  # fmt: skip
     assert len({q.fact.prompt for q in mine}) == len(mine)
     assert len({q.fact.answer for q in asked if q.phrasing == "multiple choice"}) == 4

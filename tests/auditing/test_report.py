@@ -75,7 +75,7 @@ def report(
     return Report("an edit", tuple(rows), attacks=tuple(attacks))
 
 
-GONE = {("forget", "train"): 0.0, ("forget", "held-out"): 0.0, ("maintained", "train"): 1.0}
+GONE = {("forget", "train"): 0.0, ("forget", "held_out"): 0.0, ("maintained", "train"): 1.0}
 
 
 # -- estimates ------------------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def test_one_fact_has_a_mean_and_no_bounds() -> None:
 
 
 def test_phrasings_can_be_chosen() -> None:
-    rows = [row("edited", "a", 1.0), row("edited", "a", 0.0, phrasing="held-out")]
-    assert per_fact(rows, "forget", "answer", phrasings=("held-out",)) == {"edited": {"a": 0.0}}
+    rows = [row("edited", "a", 1.0), row("edited", "a", 0.0, phrasing="held_out")]
+    assert per_fact(rows, "forget", "answer", phrasings=("held_out",)) == {"edited": {"a": 0.0}}
     assert per_fact(rows, "forget", "new") == {}
 
 
@@ -139,7 +139,7 @@ def test_no_difference_at_all_is_no_change() -> None:
 
 
 def test_an_edit_that_fails_where_it_was_trained_is_not_achieved() -> None:
-    verdict = report(GONE | {("forget", "train"): 0.5, ("forget", "held-out"): 1.0}).verdict
+    verdict = report(GONE | {("forget", "train"): 0.5, ("forget", "held_out"): 1.0}).verdict
     assert verdict.word == "not achieved"
     assert "train .50 [.50, .50], recovery .50" in verdict.text
 
@@ -147,10 +147,10 @@ def test_an_edit_that_fails_where_it_was_trained_is_not_achieved() -> None:
 @pytest.mark.parametrize(
     ("where", "text"),
     [
-        (("forget", "held-out"), "other phrasings (held-out) 1.00"),
+        (("forget", "held_out"), "other phrasings (held_out) 1.00"),
         (("forget", "multiple choice"), "in multiple choice 1.00"),
         (("entailed", "train"), "entailed facts (train) 1.00"),
-        (("relearning", "held-out"), "relearning (held-out) 1.00"),
+        (("relearning", "held_out"), "relearning (held_out) 1.00"),
     ],
 )
 def test_an_answer_that_comes_back_anywhere_was_concealed(where: tuple[str, str], text: str) -> None:
@@ -207,7 +207,7 @@ def test_text_that_costs_more_is_damage() -> None:
 
 def test_random_places_are_said_beside() -> None:
     plain = report(GONE)
-    controls = [r for n in (1, 2) for r in said(f"control {n}", 0.5, phrasing="held-out")]
+    controls = [r for n in (1, 2) for r in said(f"control {n}", 0.5, phrasing="held_out")]
     verdict = Report("an edit", (*plain.rows, *controls)).verdict
     assert verdict.word == "not elicited"
     assert "forget, held-out: old answer .50 [.50, .50] at random places" in verdict.beside[0]
@@ -218,7 +218,7 @@ def test_random_places_are_said_beside() -> None:
 
 def full() -> Report:
     rows = report(
-        GONE | {("relearning", "held-out"): 1.0, ("probe", "L0.resid_post"): 1.0}, attacks=("relearning",)
+        GONE | {("relearning", "held_out"): 1.0, ("probe", "L0.resid_post"): 1.0}, attacks=("relearning",)
     )
     news = [r for model in ("edited", "untouched") for r in said(model, 1.0, metric="new")]
     text = [
@@ -242,9 +242,9 @@ def test_the_frame_is_tidy() -> None:
 
 
 def test_a_number_can_be_looked_up() -> None:
-    assert full().estimate("relearning", "held-out").value == 1.0
+    assert full().estimate("relearning", "held_out").value == 1.0
     assert full().estimate("forget", "train", model="edited − untouched").value == -1.0
-    with pytest.raises(KeyError, match=r"0 numbers for 'edited', 'forgot'.*'forget', 'held-out', 'sport'"):
+    with pytest.raises(KeyError, match=r"0 numbers for 'edited', 'forgot'.*'forget', 'held_out', 'sport'"):
         full().estimate("forgot", "train")
 
 

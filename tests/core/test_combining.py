@@ -90,7 +90,7 @@ class TestCombine:
     def test_tokens_metrics_and_evidence_stay(self) -> None:
         scores = Scores.of(
             np.ones((4, 2, 2)), HEADS[:4], dims=("site", "pos", "metric"), tokens=[" a", " a"],
-            metrics={"logit difference": "logits", "probability": "share"}, evidence={"probe": probe()},
+            metrics={"logit_diff": "logits", "probability": "share"}, evidence={"probe": probe()},
         )  # fmt: skip
         combined = scores.combine()
         assert combined.values["token"].values.tolist() == [" a", " a"]

@@ -57,7 +57,7 @@ class TestShow:
 
     def test_metrics_of_two_units_have_two_scales(self) -> None:
         values = np.stack([np.linspace(-4, 4, 16), np.linspace(0, 0.1, 16)], axis=1)
-        units = {"logit difference": "logits", "probability": "share"}
+        units = {"logit_diff": "logits", "probability": "share"}
         figure = Scores.of(values, MLPS + ATTNS, dims=("site", "metric"), metrics=units).heatmap()
         first, second = figure.layout.coloraxis, figure.layout.coloraxis2
         assert (first.cmin, first.cmax, second.cmin, second.cmax) == (-4, 4, 0, 0.1)

@@ -127,7 +127,7 @@ class TestReduce:
 
     def test_positions_are_selected_by_number_or_token(self) -> None:
         scores = trace(np.random.default_rng(0).random((2, 8, 4)))
-        assert scores.sel(pos="last subject") == scores.sel(pos=1)
+        assert scores.sel(pos="last_subject") == scores.sel(pos=1)
         assert scores.sel(pos=1, fact=0).values.dims == ("site",)
 
     def test_a_token_that_stands_twice_is_selected_by_number(self) -> None:
@@ -138,7 +138,7 @@ class TestReduce:
     def test_an_unknown_label_names_the_known_ones(self) -> None:
         with pytest.raises(ScoresError, match="metric must be one of 'accuracy' or 'control'; not 'f1'"):
             probe().sel(metric="f1")
-        with pytest.raises(ScoresError, match=r"pos must be one of 'first subject', .* not 'verb'"):
+        with pytest.raises(ScoresError, match=r"pos must be one of 'first_subject', .* not 'verb'"):
             trace(np.zeros((1, 8, 4))).sel(pos="verb")
 
     def test_a_dimension_that_is_not_there_names_those_that_are(self) -> None:

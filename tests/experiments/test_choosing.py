@@ -186,8 +186,8 @@ def test_facts_written_one_after_the_other_change_one_matrix_and_all_hold(
         closed.choose_solved(hm, [], two, stop=catalogue.STOP)
 
 
-def _setting(hm: mu.HookedModel, *sites: str) -> catalogue.Setting:
-    return catalogue.Setting(hm, mu.Localization(sites or ["L0.mlp"]), 60)
+def _setting(hm: mu.HookedModel, *sites: str) -> catalogue.MethodSetting:
+    return catalogue.MethodSetting(hm, mu.Localization(sites or ["L0.mlp"]), 60)
 
 
 def test_a_solution_that_cannot_be_had_does_not_end_the_choice(hm: mu.HookedModel, few: mu.Facts) -> None:

@@ -155,7 +155,7 @@ def test_home_cities_are_compared_with_the_edit_of_everything() -> None:
 
 def test_a_cell_averages_within_a_person_first_and_pools_draws() -> None:
     relearned = table.COLUMNS["relearned"]
-    asked = (("train", 1.0), ("train", 1.0), ("held-out", 0.0))
+    asked = (("train", 1.0), ("train", 1.0), ("held_out", 0.0))
     rows = [row("relearned", 0, value, phrasing=phrasing) for phrasing, value in asked]
     rows += [row("relearned", 1, 0.0)]
     one, two = Done(Job(0, "x"), tuple(rows)), Done(Job(1, "x"), (row("relearned", 0, 1.0),))

@@ -32,7 +32,7 @@ from mechunlearn.models.scoring.scorer import answer_logprobs
 METHODS: dict[str, Objective] = {
     "GradientAscent": GradientAscent(),
     "GradientDifference": GradientDifference(),
-    "GradientDifference by KL": GradientDifference(keep_by="kl"),
+    "GradientDifference by KL": GradientDifference(retain_loss="kl"),
     "Forget": Forget(),
     "Inject": Inject(),
     "NPO": NPO(),

@@ -9,9 +9,9 @@ from torch import Tensor
 from helpers.small_facts import FACTS
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
-from mechunlearn.editing.objectives.reading import Read, Reading
-from mechunlearn.editing.training.activation_cache import Room
-from mechunlearn.editing.training.data import Feed
+from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.training.activation_cache import CacheBudget
+from mechunlearn.editing.training.data import DataFeed
 from mechunlearn.editing.training.partial_forward import Runner
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.hooked import HookedModel
@@ -27,7 +27,7 @@ MANY_NEW = Facts([fact.replace(new=f"new {i:02}") for i, fact in enumerate(MANY)
 
 def feed(
     hm: HookedModel,
-    reads: Mapping[str, Read],
+    requests: Mapping[str, Request],
     facts: Facts = FACTS,
     *,
     trained: Mapping[str, Tensor] | None = None,
@@ -37,15 +37,15 @@ def feed(
     seed: int = 0,
     parts: int = 1,
     corpus: Batch | None = None,
-) -> Feed:
+) -> DataFeed:
     names = () if trained is None else tuple(trained)
-    return Feed.of(
+    return DataFeed.of(
         hm,
         Runner.of(hm, names, entry=entry),
-        reads,
+        requests,
         facts,
         frozen={name: hm.params[name].detach() for name in names},
-        room=Room(memory, 0, None),
+        room=CacheBudget(memory, 0, None),
         batch_size=batch_size,
         seed=seed,
         parts=parts,
@@ -53,13 +53,13 @@ def feed(
     )
 
 
-def draw(source: Feed, weights: Mapping[str, Tensor] | None = None) -> dict[str, Reading]:
+def draw(source: DataFeed, weights: Mapping[str, Tensor] | None = None) -> dict[str, Outputs]:
     """The readings of a step that is run in one part."""
     (part,) = source.draw()
     return source.read(part, weights or {})
 
 
-def spoken(hm: HookedModel, reading: Reading) -> list[str]:
+def spoken(hm: HookedModel, reading: Outputs) -> list[str]:
     """The labels of each example as text."""
     rows = range(int(reading.row.max()) + 1)
     return [hm.tokenizer.decode(reading.labels[reading.row == row]) for row in rows]

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechunlearn.editing.objectives.reading import Read, Reading
+from mechunlearn.editing.objectives.reading import Outputs, Request
 
 VOCAB, WIDTH = 7, 4
 
 
-def reading(logits: Any, labels: list[int], row: list[int], **parts: Tensor) -> Reading:
-    return Reading(torch.as_tensor(logits), torch.tensor(labels), torch.tensor(row), **parts)
+def reading(logits: Any, labels: list[int], row: list[int], **parts: Tensor) -> Outputs:
+    return Outputs(torch.as_tensor(logits), torch.tensor(labels), torch.tensor(row), **parts)
 
 
 def shares(*rows: list[float]) -> Tensor:
@@ -27,7 +27,7 @@ def shares(*rows: list[float]) -> Tensor:
 TWO = reading(shares([0.25, 0.75], [0.5, 0.5], [0.75, 0.25]), [1, 0, 1], [0, 1, 1])
 
 
-def whole_reading(seed: int = 0, rows: tuple[int, ...] = (0, 1, 1, 2, 2, 2), spread: float = 2.0) -> Reading:
+def whole_reading(seed: int = 0, rows: tuple[int, ...] = (0, 1, 1, 2, 2, 2), spread: float = 2.0) -> Outputs:
     """Random numbers in every part, in float64."""
     random = torch.Generator().manual_seed(seed)
     count = len(rows)
@@ -38,20 +38,20 @@ def whole_reading(seed: int = 0, rows: tuple[int, ...] = (0, 1, 1, 2, 2, 2), spr
     logits, before = normal(VOCAB), normal(VOCAB).log_softmax(-1)
     labels = torch.randint(VOCAB, (count,), generator=random)
     picked = before[torch.arange(count), labels]
-    return Reading(logits, labels, torch.tensor(rows), normal(WIDTH), picked, before, normal(WIDTH))
+    return Outputs(logits, labels, torch.tensor(rows), normal(WIDTH), picked, before, normal(WIDTH))
 
 
-def map_parts(one: Reading, change: Any) -> Reading:
+def map_parts(one: Outputs, change: Any) -> Outputs:
     """A reading with every tensor in it changed alike."""
     parts: Any = {f.name: getattr(one, f.name) for f in fields(one)}
     changed: Any = {name: None if part is None else change(part) for name, part in parts.items()}
     return replace(one, **changed)
 
 
-def answering(reads: Mapping[str, Read], seed: int = 0) -> dict[str, Reading]:
+def answering(requests: Mapping[str, Request], seed: int = 0) -> dict[str, Outputs]:
     """Random readings of exactly what was declared; those of one split belong to the same examples."""
     found = {}
-    for number, (name, read) in enumerate(reads.items()):
+    for number, (name, read) in enumerate(requests.items()):
         one = whole_reading(100 * seed + number)
         if not read.logits:
             one = replace(one, logits=one.logits[:, :0])

@@ -20,7 +20,7 @@ SITES = ModelSites(
     Shape(n_layers=LAYERS, n_heads=4, n_kv_heads=4, d_mlp=100, gated=False), lambda site: SIZES[site.kind]
 )
 TOTAL = LAYERS * (3000 + 1600)
-GROUPS = ("first subject", "last subject", "further", "last")
+GROUPS = ("first_subject", "last_subject", "further", "last")
 
 numbers = st.floats(-1, 1, allow_subnormal=False)
 per_site = arrays(np.float64, 2 * LAYERS, elements=numbers)

@@ -12,7 +12,7 @@ from helpers import slow_losses as slow
 from helpers.handmade_readings import VOCAB, WIDTH
 from mechunlearn.editing.objectives import hidden_losses, losses
 from mechunlearn.editing.objectives.losses import log1m_prob, nll, npo
-from mechunlearn.editing.objectives.reading import Reading
+from mechunlearn.editing.objectives.reading import Outputs
 
 TARGET = torch.linspace(-1.0, 1.0, WIDTH, dtype=torch.float64)
 
@@ -21,8 +21,8 @@ TARGET = torch.linspace(-1.0, 1.0, WIDTH, dtype=torch.float64)
 class Case:
     """A loss, the same in plain floats, and what is special about it."""
 
-    loss: Callable[[Reading], Tensor]
-    plain: Callable[[Reading], float]
+    loss: Callable[[Outputs], Tensor]
+    plain: Callable[[Outputs], float]
     leaf: str = "logits"
     frozen: bool = False  # part of it has no gradient on purpose
     bounded: bool = True  # below
@@ -59,12 +59,12 @@ CASES = {
 }  # fmt: skip
 
 
-def unlike(one: Reading) -> Reading:
+def unlike(one: Outputs) -> Outputs:
     """Other answers to the same questions."""
     return replace(one, labels=torch.where(one.labels < 0, one.labels, (one.labels + 3) % VOCAB))
 
 
-def gradient(case: Case, one: Reading) -> Tensor:
+def gradient(case: Case, one: Outputs) -> Tensor:
     leaf = getattr(one, case.leaf).detach().clone().requires_grad_()
     loss = case.loss(replace(one, **{case.leaf: leaf}))
     found: Tensor = torch.autograd.grad(loss, leaf)[0]

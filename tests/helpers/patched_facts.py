@@ -18,7 +18,7 @@ from mechunlearn.localization.patching.activation import activation_patch
 from mechunlearn.localization.patching.answer_metrics import Metric
 from mechunlearn.models.hooked import HookedModel
 
-METRICS: tuple[Metric, ...] = ("logit difference", "log-probability", "probability", "kl")
+METRICS: tuple[Metric, ...] = ("logit_diff", "logprob", "probability", "kl")
 
 
 LONG = " ".join(f"w{i}" for i in range(40, 58))

@@ -243,14 +243,14 @@ class FactTwin:
         """A metric of a fact, given the logits of the run with each word."""
         fact = self.facts[f]
         end = int(self.row(f, fact.answer).end)
-        if metric == "logit difference":
+        if metric == "logit_diff":
             wrong = [w for w in (fact.foil, fact.new) if w][:1] or [
                 o for o in fact.options if o != fact.answer
             ]
             others = sum(self.logprob(f, word, run(word)) for word in wrong) / len(wrong)
             return self.logprob(f, fact.answer, run(fact.answer)) - others
         own = run(fact.answer)
-        if metric == "log-probability":
+        if metric == "logprob":
             return self.logprob(f, fact.answer, own)
         if metric == "probability":
             return math.exp(self.logprob(f, fact.answer, own))

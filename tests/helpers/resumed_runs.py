@@ -24,8 +24,8 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Stop
 from mechunlearn.editing.objectives.likelihood import Inject
-from mechunlearn.editing.objectives.reading import Read, Reading, State
-from mechunlearn.editing.training.activation_cache import Keep
+from mechunlearn.editing.objectives.reading import Outputs, Request, State
+from mechunlearn.editing.training.activation_cache import CacheLimits
 from mechunlearn.models.hooked import HookedModel
 
 MANY = Facts(
@@ -45,16 +45,16 @@ class Drifting:
     """Its aim and its weight move from step to step, and its answers vary from pass to pass."""
 
     aim: ClassVar[Literal["new", "forget"]] = "new"
-    reads: ClassVar[Mapping[str, Read]] = {
-        "forget": Read("forget", ("golf", "polo", "judo"), hidden=2, reference="hidden"),
-        "retain": Read("retain", reference="label_logprobs"),
+    requests: ClassVar[Mapping[str, Request]] = {
+        "forget": Request("forget", ("golf", "polo", "judo"), hidden=2, reference="hidden"),
+        "retain": Request("retain", reference="label_logprobs"),
     }
 
-    def init(self, readings: Mapping[str, Reading], *, seed: int) -> State:
+    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
         generator = torch.Generator().manual_seed(seed)
         return {"weight": 1.0, "steps": 0, "aim": torch.randn(32, generator=generator)}
 
-    def __call__(self, readings: Mapping[str, Reading], state: State) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs], state: State) -> dict[str, Tensor]:
         one, other = readings["forget"], readings["retain"]
         assert one.hidden is not None and other.reference_label_logprobs is not None
         logprobs = other.logits.log_softmax(-1).gather(-1, other.labels[:, None])[:, 0]
@@ -74,12 +74,12 @@ class Turning:
     """Raises the new answer for ten steps, and lowers it from then on."""
 
     aim: ClassVar[Literal["new", "forget"]] = "new"
-    reads: ClassVar[Mapping[str, Read]] = {"forget": Read("forget", "new")}
+    requests: ClassVar[Mapping[str, Request]] = {"forget": Request("forget", "new")}
 
-    def init(self, readings: Mapping[str, Reading], *, seed: int) -> State:
+    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
         return {"left": 10}
 
-    def __call__(self, readings: Mapping[str, Reading], state: State) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs], state: State) -> dict[str, Tensor]:
         reading, sign = readings["forget"], 1 if state["left"] > 0 else -1
         return {"loss": -sign * reading.logits.log_softmax(-1).gather(-1, reading.labels[:, None]).mean()}
 
@@ -90,7 +90,7 @@ class Turning:
 RUNS: dict[str, dict[str, Any]] = {
     "adam": {"objective": Inject(), "stop": Stop(1.0, 1.0, every=2), "warmup": 2, "clip": 1.0},
     "state": {"objective": Drifting(), "micro_batches": 2, "seed": 3},
-    "sgd": {"objective": Inject(text=0.0), "optimizer": "SGD", "keep": Keep(memory=20_000)},
+    "sgd": {"objective": Inject(text=0.0), "optimizer": "SGD", "keep": CacheLimits(memory=20_000)},
 }
 STEPS, EVERY, KILLED = 9, 2, 5
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from statistics import fmean
 
-from mechunlearn.editing.objectives.reading import Reading
+from mechunlearn.editing.objectives.reading import Outputs
 
 Rows = list[list[float]]
 
@@ -26,12 +26,12 @@ def cross_entropy(target: list[float], p: list[float]) -> float:
     return -sum(t * math.log(q) for t, q in zip(target, p, strict=True) if t)
 
 
-def tokens(one: Reading) -> list[int]:
+def tokens(one: Outputs) -> list[int]:
     """The positions that have a label."""
     return [i for i, label in enumerate(one.labels.tolist()) if label >= 0]
 
 
-def examples(one: Reading) -> list[list[int]]:
+def examples(one: Outputs) -> list[list[int]]:
     """The positions that have a label, by example."""
     found = defaultdict(list)
     for i in tokens(one):
@@ -39,26 +39,26 @@ def examples(one: Reading) -> list[list[int]]:
     return [found[row] for row in sorted(found)]
 
 
-def logp(one: Reading, i: int) -> float:
+def logp(one: Outputs, i: int) -> float:
     return math.log(softmax(one.logits[i].tolist())[int(one.labels[i])])
 
 
-def ratio(one: Reading, example: list[int]) -> float:
+def ratio(one: Outputs, example: list[int]) -> float:
     """log (p / p_ref) of a whole answer."""
     assert one.reference_label_logprobs is not None
     return sum(logp(one, i) - float(one.reference_label_logprobs[i]) for i in example)
 
 
-def nll(one: Reading) -> float:
+def nll(one: Outputs) -> float:
     return -fmean(logp(one, i) for i in tokens(one))
 
 
-def log1m_prob(one: Reading, threshold: float = -math.inf) -> float:
+def log1m_prob(one: Outputs, threshold: float = -math.inf) -> float:
     answers = [sum(logp(one, i) for i in example) for example in examples(one)]
     return fmean(math.log(1 - math.exp(log_p)) if log_p >= threshold else 0.0 for log_p in answers)
 
 
-def kl(one: Reading) -> float:
+def kl(one: Outputs) -> float:
     assert one.reference_logprobs is not None
     total = []
     for i in tokens(one):
@@ -67,21 +67,21 @@ def kl(one: Reading) -> float:
     return fmean(total)
 
 
-def npo(one: Reading, beta: float) -> float:
+def npo(one: Outputs, beta: float) -> float:
     return fmean(-2 / beta * log_sigmoid(-beta * ratio(one, example)) for example in examples(one))
 
 
-def simnpo(one: Reading, beta: float, delta: float) -> float:
+def simnpo(one: Outputs, beta: float, delta: float) -> float:
     per_token = [-fmean(logp(one, i) for i in example) for example in examples(one)]
     return fmean(-2 / beta * log_sigmoid(beta * (x - delta)) for x in per_token)
 
 
-def dpo(win: Reading, lose: Reading, beta: float) -> float:
+def dpo(win: Outputs, lose: Outputs, beta: float) -> float:
     pairs = zip(examples(win), examples(lose), strict=True)
     return fmean(-2 / beta * log_sigmoid(beta * (ratio(win, w) - ratio(lose, l))) for w, l in pairs)  # noqa: E741
 
 
-def undial(one: Reading, beta: float) -> float:
+def undial(one: Outputs, beta: float) -> float:
     assert one.reference_logprobs is not None
     total = []
     for i in tokens(one):
@@ -91,7 +91,7 @@ def undial(one: Reading, beta: float) -> float:
     return fmean(total)
 
 
-def ceu(one: Reading, skip: int) -> float:
+def ceu(one: Outputs, skip: int) -> float:
     total = []
     for example in examples(one):
         for i in example[min(skip, len(example) - 1) :]:
@@ -101,17 +101,17 @@ def ceu(one: Reading, skip: int) -> float:
     return fmean(total)
 
 
-def weighted_ascent(one: Reading, power: float, doubt: float) -> float:
+def weighted_ascent(one: Outputs, power: float, doubt: float) -> float:
     chances = [math.exp(logp(one, i)) for i in tokens(one)]
     return fmean(p**power * (1 - p) ** doubt * math.log(p) for p in chances)
 
 
-def flatness(one: Reading) -> float:
+def flatness(one: Outputs) -> float:
     rows = [one.logits[i].tolist() for i in tokens(one)]
     return fmean((max(row) - fmean(row)) ** 2 for row in rows)
 
 
-def states(one: Reading) -> tuple[Rows, Rows]:
+def states(one: Outputs) -> tuple[Rows, Rows]:
     assert one.hidden is not None and one.reference_hidden is not None
     return one.hidden.tolist(), one.reference_hidden.tolist()
 
@@ -120,21 +120,21 @@ def far(a: list[float], b: list[float]) -> float:
     return fmean((x - y) ** 2 for x, y in zip(a, b, strict=True))
 
 
-def by_example(one: Reading, value: Callable[[int], float]) -> float:
+def by_example(one: Outputs, value: Callable[[int], float]) -> float:
     return fmean(fmean(value(i) for i in example) for example in examples(one))
 
 
-def steering(one: Reading, target: list[float]) -> float:
+def steering(one: Outputs, target: list[float]) -> float:
     now, _ = states(one)
     return by_example(one, lambda i: far(now[i], target))
 
 
-def drift(one: Reading) -> float:
+def drift(one: Outputs) -> float:
     now, before = states(one)
     return by_example(one, lambda i: far(now[i], before[i]))
 
 
-def alignment(one: Reading) -> float:
+def alignment(one: Outputs) -> float:
     now, before = states(one)
 
     def cosine(a: list[float], b: list[float]) -> float:
@@ -143,6 +143,6 @@ def alignment(one: Reading) -> float:
     return fmean(max(0.0, cosine(now[i], before[i])) for i in tokens(one))
 
 
-def displacement(one: Reading) -> float:
+def displacement(one: Outputs) -> float:
     now, before = states(one)
     return fmean(math.dist(now[i], before[i]) for i in tokens(one))

@@ -70,7 +70,7 @@ def test_every_metric_of_a_run_is_what_its_definition_gives(family: str, facts: 
 def test_a_difference_of_single_tokens_reads_columns_and_nothing_else() -> None:
     hm = wide("gemma2")
     asked = ask(hm, SHORT, words_of(SHORT, METRICS[:1]))
-    run, measure = capture(hm, asked.batch), Measure(asked, ("logit difference",))
+    run, measure = capture(hm, asked.batch), Measure(asked, ("logit_diff",))
     final = Final(
         hm, run.resid[-1].gather(1, measure.positions[..., None].expand(-1, -1, run.resid[-1].shape[-1]))
     )
@@ -98,7 +98,7 @@ def test_half_precision_differences_are_summed_in_single_precision() -> None:
     hm = HookedModel.from_hf(hf_model("llama"), word_tokenizer()).to(torch.bfloat16)
     fact = Fact("w14 w15", "w14", "w24", options=tuple(f"w{i}" for i in range(24, 31)))
     asked = ask(hm, [fact], words_of([fact], METRICS[:1]))
-    run, measure = capture(hm, asked.batch), Measure(asked, ("logit difference",))
+    run, measure = capture(hm, asked.batch), Measure(asked, ("logit_diff",))
     shown = Final(hm, run.resid[-1][:, -1:]).logits[0, 0].double()
     wanted = shown[24] - shown[25:31].mean()
     assert abs(float(Engine(hm).baseline(run, measure)) - wanted) < 1e-5
@@ -134,7 +134,7 @@ def test_what_is_compared_with_the_answer_is_the_foil_then_the_new_answer_then_t
     [
         (
             "logit diff",
-            "metric must be one of 'logit difference', .*; not 'logit diff', or a function of logits",
+            "metric must be one of 'logit_diff', .*; not 'logit diff', or a function of logits",
         ),
         (("kl", "odds"), "not 'odds'"),
         ((), "metric names one or more of .*; not none"),

@@ -167,7 +167,7 @@ def test_a_swapped_prompt_differs_in_the_subject_alone(llama: HookedModel) -> No
 
 @pytest.mark.parametrize("corrupt", ["subject", "noise"])
 def test_runs_differ_from_the_subject_on_whatever_corrupts_it(llama: HookedModel, corrupt: Any) -> None:
-    pairs = pair(llama, tiny_facts(), ("logit difference",), corrupt=corrupt)
+    pairs = pair(llama, tiny_facts(), ("logit_diff",), corrupt=corrupt)
     batch = pairs.asked.batch
     position = torch.arange(batch.tokens.shape[1])
     after = position >= batch.subject.int().argmax(1, keepdim=True)
@@ -184,7 +184,7 @@ def test_token_groups_and_single_tokens_add_up_to_the_whole(llama: HookedModel) 
     for parts in (groups, each):
         np.testing.assert_allclose(parts.values.sum("pos"), whole.values, atol=1e-10)
     # A subject of one letter has no middle, and every token of the longest prompt with a partner is there.
-    assert np.isnan(groups.sel(pos="middle subject").values.values[0]).all()
+    assert np.isnan(groups.sel(pos="middle_subject").values.values[0]).all()
     prompts = encode(wide, swap_subjects(wide, tiny_facts()).facts, answer=None)
     assert each.values.sizes["pos"] == prompts.lengths.max()
     assert each.values["token"].values.tolist()[:4] == ["<s>", "S", "o", " "]

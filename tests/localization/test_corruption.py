@@ -18,7 +18,7 @@ from mechunlearn.errors import FactError, MechUnlearnError, ScoresError, SiteErr
 from mechunlearn.localization.patching.activation import activation_patch
 from mechunlearn.localization.patching.corruption import Pairs, pair
 
-LOGIT: Any = ("logit difference",)
+LOGIT: Any = ("logit_diff",)
 
 
 def streams(pairs: Pairs, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -132,7 +132,7 @@ def test_nothing_to_fit_on_is_an_error() -> None:
 
 def test_an_unknown_position_is_an_error() -> None:
     unknown: Any = "last"
-    with unchecked(), pytest.raises(ScoresError, match="one of 'last subject' or 'subject'; not 'last'"):
+    with unchecked(), pytest.raises(ScoresError, match="one of 'last_subject' or 'subject'; not 'last'"):
         fact_lookup(planted(), planted_facts(), at=unknown, progress=False)
 
 

@@ -40,7 +40,7 @@ def wide(hm: HookedModel) -> HookedModel:
     return hm.to(torch.float64)
 
 
-@pytest.mark.parametrize("metric", ["logit difference", "log-probability", "probability", "rank"])
+@pytest.mark.parametrize("metric", ["logit_diff", "logprob", "probability", "rank"])
 def test_the_lens_equals_transformer_lens_on_every_prompt_alone(wide: HookedModel, metric: Any) -> None:
     scores = logit_lens(wide, FACTS, metric=metric, batch_size=3, progress=False)
     assert list(scores.sites) == probe_sites(wide)
@@ -48,10 +48,10 @@ def test_the_lens_equals_transformer_lens_on_every_prompt_alone(wide: HookedMode
     ids = first_tokens(wide, FACTS, [contrast(fact) for fact in FACTS]).ids
     for row, fact in enumerate(FACTS):
         tokens = encode(wide, [fact], answer=None).tokens
-        kind = {"log-probability": "log_probs", "probability": "probs"}.get(metric, "logits")
+        kind = {"logprob": "log_probs", "probability": "probs"}.get(metric, "logits")
         theirs = their_lens(wide.bridge, tokens, incl_mid=middle, targets=ids[row].tolist(), return_type=kind)
         answer, foil = theirs.values[:, 0].unbind(-1)
-        expected = answer - foil if metric == "logit difference" else answer
+        expected = answer - foil if metric == "logit_diff" else answer
         if metric == "rank":
             expected = theirs.rank_trajectory(int(ids[row, 0]))[:, 0]
         # Theirs takes the softmax in float32, and some families their norms.
@@ -67,7 +67,7 @@ def test_at_the_end_it_is_the_models_own_logit_difference(wide: HookedModel) -> 
 def test_groups_are_means_of_a_lens_at_every_token(llama: HookedModel) -> None:
     scores = logit_lens(llama, FACTS, at="groups", batch_size=3, progress=False)
     assert scores.values.dims == ("fact", "site", "pos")
-    for name, at in (("last", "last"), ("last subject", "last subject")):
+    for name, at in (("last", "last"), ("last_subject", "last_subject")):
         alone = logit_lens(llama, FACTS, at=at, progress=False)  # type: ignore[arg-type]
         np.testing.assert_allclose(scores.values[:, :, GROUPS.index(name)], alone.values, atol=1e-5)
     batch = encode(llama, FACTS[3:4], answer=None)
@@ -78,7 +78,7 @@ def test_groups_are_means_of_a_lens_at_every_token(llama: HookedModel) -> None:
     expected = float((logits[start:stop, answer] - logits[start:stop, foil]).mean().detach())
     place = list(map(str, scores.sites)).index("L0.resid_post")
     assert float(scores.values[3, place, GROUPS.index("further")]) == pytest.approx(expected, abs=1e-5)
-    assert bool(scores.values[:, :, GROUPS.index("middle subject")].isnull()[0].all())
+    assert bool(scores.values[:, :, GROUPS.index("middle_subject")].isnull()[0].all())
 
 
 class ByHand:
@@ -199,11 +199,11 @@ def test_the_planted_answer_is_read_at_the_end_as_soon_as_it_is_carried_there() 
     assert read["L3.resid_post"] > read["L3.resid_mid"]
     likeliest = logit_lens(hm, facts, metric="rank", progress=False)
     assert found(likeliest)["L2.resid_mid"] == 0
-    assert scores.title == "Logit lens at the last token: logit difference"
+    assert scores.title == "Logit lens at the last token: logit_diff"
 
 
 def test_the_planted_answer_is_looked_up_in_coordinates_that_the_lens_does_not_read() -> None:
-    read = found(logit_lens(planted_model(), planted_facts(), at="last subject", progress=False))
+    read = found(logit_lens(planted_model(), planted_facts(), at="last_subject", progress=False))
     assert read["L1.resid_post"] == 0 and read["L2.resid_mid"] > 1
 
 
@@ -216,8 +216,8 @@ def test_direct_credit_goes_to_what_carries_and_none_to_the_lookup() -> None:
 def test_scores_draw_select_and_say_that_they_read_first_tokens(llama: HookedModel) -> None:
     lens = logit_lens(llama, FACTS, progress=False)
     credit = direct_logit_attribution(llama, FACTS, progress=False)
-    assert lens.title == "Logit lens at the last token: logit difference (first token)"
-    assert credit.title == "Direct logit attribution: logit difference (first token)"
+    assert lens.title == "Logit lens at the last token: logit_diff (first token)"
+    assert credit.title == "Direct logit attribution: logit_diff (first token)"
     for scores in (lens, credit, logit_lens(llama, FACTS, at="groups", progress=False)):
         assert scores.heatmap().data and scores.curves().data
     assert len(credit.only("attn", "mlp").top(params=0.5)) >= 1
@@ -266,9 +266,9 @@ def test_a_model_that_cannot_be_folded_is_refused_with_a_way_out(
             logit_lens,
             {"at": "first"},
             ScoresError,
-            "at must be one of 'last', 'last subject' or 'groups'; not",
+            "at must be one of 'last', 'last_subject' or 'groups'; not",
         ),
-        (logit_lens, {"metric": "loss"}, ScoresError, "metric must be one of 'logit difference', 'log-prob"),
+        (logit_lens, {"metric": "loss"}, ScoresError, "metric must be one of 'logit_diff', 'logprob'"),
         (
             direct_logit_attribution,
             {"grain": "mlp"},

@@ -151,7 +151,7 @@ def test_paths_from_head_to_head_equal_transformer_lens(part: Any) -> None:
 def test_facts_of_different_lengths_and_answers_of_several_tokens_equal_the_twin(direction: str) -> None:
     hm, facts = deep("gemma2"), tiny_facts()[:5]
     swaps = swap_subjects(hm, facts)
-    metrics: tuple[Any, ...] = ("logit difference", "probability")
+    metrics: tuple[Any, ...] = ("logit_diff", "probability")
     senders, receivers = ["L1.mlp", "L0.head[1]"], ["L2.head[0].q", "L3.mlp"]
     options: Any = {"metric": metrics, "positions": "groups", "direction": direction, "progress": False}
     scores = path_patch(hm, facts, senders, receivers, mlps="recompute", normalized=True, **options)

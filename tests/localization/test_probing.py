@@ -23,7 +23,7 @@ from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.localization.probing.linear_probes import (
     READERS,
-    Reader,
+    ProbeKind,
     fit_linear,
     fit_probes,
     probe_sites,
@@ -70,25 +70,25 @@ def by_hand(reader: str, C: float) -> Any:
     models = {
         "logistic": LogisticRegression(C=C, max_iter=2000),
         "ridge": RidgeClassifier(alpha=1 / (2 * C)),
-        "mean difference": NearestCentroid(),
+        "mean_difference": NearestCentroid(),
     }
     return make_pipeline(StandardScaler(), models[reader])
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("labels", [2, 5])
-def test_every_reader_says_what_scikit_learn_says(reader: Reader, labels: int) -> None:
+def test_every_reader_says_what_scikit_learn_says(reader: ProbeKind, labels: int) -> None:
     draw = np.random.default_rng(0)
     x, y = draw.normal(1, 3, (90, 7)), draw.choice(list("abcde")[:labels], 90)
     x[:, 0] += (y == "a") * 4.0
     new = draw.normal(1, 3, (200, 7))
-    said = fit_linear(x, y, 0.1, reader=reader).predict(new)
+    said = fit_linear(x, y, 0.1, kind=reader).predict(new)
     assert np.array_equal(said, by_hand(reader, 0.1).fit(x, y).predict(new)) and len(set(said)) > 1
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_cheap_reader_finds_the_planted_lookup_as_well(reader: Reader) -> None:
-    found = accuracy(probe(planted(), planted_facts(), reader=reader, control=False, progress=False))
+def test_a_cheap_reader_finds_the_planted_lookup_as_well(reader: ProbeKind) -> None:
+    found = accuracy(probe(planted(), planted_facts(), kind=reader, control=False, progress=False))
     assert all(found[site] <= 0.45 for site in ("L0.resid_pre", "L0.resid_post", "L1.resid_mid"))
     assert all(found[site] == 1.0 for site in ("L1.resid_post", "L2.resid_mid", "L3.resid_post"))
 
@@ -133,14 +133,14 @@ def test_the_seed_decides() -> None:
     assert first != probe(planted(), facts, seed=2, progress=False)
 
 
-@pytest.mark.parametrize("reader", ["ridge", "mean difference"])
+@pytest.mark.parametrize("reader", ["ridge", "mean_difference"])
 @pytest.mark.parametrize("answers", [ANSWERS, ANSWERS[:2]])
 def test_a_folded_reader_scores_raw_states_as_the_pipeline_does(
-    answers: tuple[str, ...], reader: Reader
+    answers: tuple[str, ...], reader: ProbeKind
 ) -> None:
     facts = planted_facts().where(lambda fact: fact.answer in answers)
     site = Site.parse("L1.resid_post")
-    folded = fit_probes(planted(), facts, sites=[site], reader=reader, C=0.5)[site]
+    folded = fit_probes(planted(), facts, sites=[site], kind=reader, C=0.5)[site]
     states, spoken = states_at(planted(), facts, [site])[0], [fact.answer for fact in facts]
     logits = folded.logprobs(states)
     scaled = torch.tensor(StandardScaler().fit_transform(states.numpy()))
@@ -180,9 +180,9 @@ def test_a_fitted_probe_is_a_hook_that_reads_every_position() -> None:
 
 
 @pytest.mark.parametrize("how", READERS)
-def test_steering_along_a_direction_changes_what_the_model_says(how: Reader) -> None:
+def test_steering_along_a_direction_changes_what_the_model_says(how: ProbeKind) -> None:
     site, facts = Site.parse("L1.resid_post"), planted_facts()
-    reader = fit_probes(planted(), facts, sites=[site], reader=how)[site]
+    reader = fit_probes(planted(), facts, sites=[site], kind=how)[site]
     batch = encode(planted(), facts, answer=None)
     push = steer(reader.name, reader.direction("golf"), scale=40.0, at=batch.subject)
     logits = planted().run_with_hooks(batch.tokens, attention_mask=batch.mask, fwd_hooks=[push])
@@ -206,11 +206,11 @@ ONE = Facts(Fact(f"{name} is playing", name, "golf") for name in NAMES[:6])
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"at": "first"}, ScoresError, "at must be one of 'last subject' or 'last'; not 'first'"),
+        ({"at": "first"}, ScoresError, "at must be one of 'last_subject' or 'last'; not 'first'"),
         (
-            {"reader": "lasso"},
+            {"kind": "lasso"},
             ScoresError,
-            "reader must be one of 'logistic', 'ridge' or 'mean difference'; not",
+            "kind must be one of 'logistic', 'ridge' or 'mean_difference'; not",
         ),
         ({"C": 0}, ScoresError, "C must be above 0 .larger values regularise less.; not 0"),
         ({"batch_size": 0}, ScoresError, "batch_size must be above zero; not 0"),

@@ -124,7 +124,7 @@ def test_facts_of_different_length_share_batches_without_touching_each_other(lla
     whole = trace(wide, facts, batch_size=64)
     np.testing.assert_allclose(trace(wide, facts, batch_size=3), whole, atol=1e-12)
     single = [fact.subject for fact in facts].index("G")
-    assert np.isnan(whole[single, :, GROUPS.index("first subject")]).all()
+    assert np.isnan(whole[single, :, GROUPS.index("first_subject")]).all()
 
 
 def test_the_same_seed_gives_the_same_scores_and_another_seed_others(llama: HookedModel) -> None:
@@ -136,11 +136,11 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_others(llama: Hook
 def test_a_planted_lookup_is_found_at_the_subject_and_its_carrier_at_the_end() -> None:
     scores = causal_trace(planted(), planted_facts()[:12], restore=("attn", "mlp"), samples=2, progress=False)
     assert set(map(str, scores.top(3))) == {"L1.mlp", "L2.attn", "L3.mlp"}
-    assert scores.only("mlp").sel(pos="last subject").top(1) == Localization(["L1.mlp"])
+    assert scores.only("mlp").sel(pos="last_subject").top(1) == Localization(["L1.mlp"])
     assert scores.sel(pos="last").top(1) == Localization(["L2.attn"])
     mlps = causal_trace(planted(), planted_facts()[:12], restore="mlp", samples=2, progress=False)
     assert set(map(str, mlps.top(1))) == {"L1.mlp"}
-    assert float(mlps.only("mlp").sel(pos="last subject").reduce().values[1]) > 0.4
+    assert float(mlps.only("mlp").sel(pos="last_subject").reduce().values[1]) > 0.4
 
 
 def test_scores_of_the_residual_stream_select_nothing() -> None:
@@ -212,7 +212,7 @@ def test_hooks_run_the_very_cell_that_is_scored(llama: HookedModel, text: str, w
     else:
         kind: Any = {"resid_post": "resid"}.get(site.kind, site.kind)
         scores = causal_trace(wide, facts, restore=kind, **options)
-    scored = scores.sel(pos="last subject").values.sel(site=text)
+    scored = scores.sel(pos="last_subject").values.sel(site=text)
     np.testing.assert_allclose(found, scored, **TIGHT)
     assert np.abs(scored).min() > 1e-9
 

@@ -14,14 +14,14 @@ from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hooked import HookedModel
 
 
-@pytest.mark.parametrize("at", ["last subject", "last"])
+@pytest.mark.parametrize("at", ["last_subject", "last"])
 def test_states_are_read_where_they_are_asked_for(llama: HookedModel, at: str) -> None:
     facts, sites = tiny_facts(), probe_sites(llama)
     found = states_at(llama, facts, sites, at=at, batch_size=3)  # type: ignore[arg-type]
     for row, fact in enumerate(facts):
         one = encode(llama, [fact], answer=None)
         _, store = llama.run_with_cache(one.tokens)
-        place = int(one.subject_last if at == "last subject" else one.end)
+        place = int(one.subject_last if at == "last_subject" else one.end)
         for s, site in enumerate(sites):
             expected = store[llama.arch.hooks(site)[0].name][0, place].detach()
             torch.testing.assert_close(found[s, row].float(), expected, atol=2e-5, rtol=1e-4)

@@ -29,7 +29,7 @@ class Row(NamedTuple):
     Attributes:
         model: ``"edited"``, ``"untouched"``, ``"gold"``, ``"control 1"``, …
         section: of the audit, such as ``"forget"``.
-        phrasing: ``"train"``, ``"validation"``, ``"held-out"``, ``"multiple choice"``, or a probe's site.
+        phrasing: ``"train"``, ``"validation"``, ``"held_out"``, ``"multiple choice"``, or a probe's site.
         relation: of the fact.
         fact: the unit of intervals, named by the fact's first prompt.
         prompt: as it was asked.

@@ -84,7 +84,7 @@ class Report:
 
         Args:
             section: such as ``"forget"``; `table` has all.
-            phrasing: such as ``"held-out"``.
+            phrasing: such as ``"held_out"``.
             metric: ``"answer"``, ``"new"``, ``"p_answer"``, ``"p_new"`` or ``"nll"``.
             model: such as ``"gold"`` or ``"edited − untouched"``.
             relation: needed where a section has several.

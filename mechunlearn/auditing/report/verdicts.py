@@ -165,12 +165,12 @@ def recovery(
 
 def _readings(rows: Sequence[Row], attacks: Sequence[str], seed: int) -> tuple[list[Recovery], list[str]]:
     """All readings of the edited model, and why some attacks do not count."""
-    asked = [("forget", "validation", OTHER), ("forget", "held-out", OTHER), ("forget", CHOICE, CHOICE)]
-    asked += [("entailed", phrasing, ENTAILED) for phrasing in ("train", "held-out")]
+    asked = [("forget", "validation", OTHER), ("forget", "held_out", OTHER), ("forget", CHOICE, CHOICE)]
+    asked += [("entailed", phrasing, ENTAILED) for phrasing in ("train", "held_out")]
     told = _recoveries(rows, asked, seed)
     # A question that is answered anyway says nothing about the attack that comes before it.
     open_choice = any(reading.failed for reading in told if reading.source == CHOICE)
-    phrasings = ("train", "validation", "held-out", *(() if open_choice else (CHOICE,)))
+    phrasings = ("train", "validation", "held_out", *(() if open_choice else (CHOICE,)))
     spoiled = []
     for name in attacks:
         cost = _cost(rows, name)
@@ -197,7 +197,7 @@ def _beside(rows: Sequence[Row], attacks: Sequence[str], seed: int) -> tuple[str
     """The old answer under the same recipe at random places, where the edited model is asked the same."""
     found = []
     for section in ("forget", *attacks):
-        models = per_fact(rows, section, "answer", phrasings=("held-out",))
+        models = per_fact(rows, section, "answer", phrasings=("held_out",))
         change = differences(models).get(f"{EDITED} − {CONTROLS}")
         if change is not None:
             there, gap = interval(models[CONTROLS], seed=seed), interval(change, seed=seed)

@@ -13,8 +13,8 @@ from mechunlearn.editing.objectives.preference import AltPO as AltPO
 from mechunlearn.editing.objectives.preference import SimNPO as SimNPO
 from mechunlearn.editing.objectives.primal_dual import PDU as PDU
 from mechunlearn.editing.objectives.reading import Objective as Objective
-from mechunlearn.editing.objectives.reading import Read as Read
-from mechunlearn.editing.objectives.reading import Reading as Reading
+from mechunlearn.editing.objectives.reading import Outputs as Outputs
+from mechunlearn.editing.objectives.reading import Request as Request
 from mechunlearn.editing.objectives.reading import Sampled as Sampled
 from mechunlearn.editing.objectives.relabel import Relabel as Relabel
 from mechunlearn.editing.objectives.representation import RMU as RMU
@@ -37,9 +37,9 @@ __all__ = [
     "GradientDifference",
     "Inject",
     "Objective",
-    "Read",
-    "Reading",
+    "Outputs",
     "Relabel",
+    "Request",
     "Sampled",
     "SatImp",
     "SimNPO",

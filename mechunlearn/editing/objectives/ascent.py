@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mechunlearn.editing.objectives.keeping import Keeping
+from mechunlearn.editing.objectives.keeping import RetainTerms
 from mechunlearn.editing.objectives.losses import nll
-from mechunlearn.editing.objectives.reading import Read, Reading, Terms
+from mechunlearn.editing.objectives.reading import Outputs, Request, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientDifference(Keeping):
+class GradientDifference(RetainTerms):
     """Ascend the old answer's loss while descending the retain set's.
 
     Loss: ``forget * mean log p(answer)`` per token, plus the terms that keep the rest.
@@ -26,7 +26,7 @@ class GradientDifference(Keeping):
         forget: weight of the ascent.
         retain: weight of the retain set's own answers.
         text: weight of general text; the published method has no such term.
-        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
 
     Raises:
         TrainingError: a weight is out of its range, or there is no such way of keeping.
@@ -42,11 +42,11 @@ class GradientDifference(Keeping):
     aim: ClassVar[Literal["new", "forget"]] = "forget"
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
-        return {"forget": Read("forget"), **self.keep_reads()}
+        return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``ascent``, ``retain``, ``text``."""
         return {"ascent": -self.forget * nll(readings["forget"]), **self.keep_terms(readings)}
 
@@ -65,13 +65,13 @@ class GradientAscent(GradientDifference):
         forget: weight of the ascent.
         retain: weight of the retain set's own answers; 0, as published.
         text: weight of general text; 0, as published.
-        keep_by: ``"nll"`` or ``"kl"``, if anything is kept.
+        retain_loss: ``"nll"`` or ``"kl"``, if anything is kept.
 
     Raises:
         TrainingError: a weight is out of its range, or there is no such way of keeping.
 
     Example:
-        >>> list(mu.objectives.GradientAscent().reads)
+        >>> list(mu.objectives.GradientAscent().requests)
         ['forget']
 
     Source: Jang et al., "Knowledge Unlearning for Mitigating Privacy Risks in Language Models" (2022).

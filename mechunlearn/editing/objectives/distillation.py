@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mechunlearn.editing.objectives.checks import above, whole
-from mechunlearn.editing.objectives.keeping import Keeping
+from mechunlearn.editing.objectives.keeping import RetainTerms
 from mechunlearn.editing.objectives.losses import ceu, undial
-from mechunlearn.editing.objectives.reading import Read, Reading, Terms
+from mechunlearn.editing.objectives.reading import Outputs, Request, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNDIAL(Keeping):
+class UNDIAL(RetainTerms):
     """Self-distillation from adjusted logits: the unedited model with the true token's logit lowered.
 
     Loss: the cross-entropy of ``softmax(z_ref - beta onehot(answer))`` with the model, averaged over the
@@ -26,14 +26,14 @@ class UNDIAL(Keeping):
         forget: weight of the distillation.
         retain: weight of the retain set's own answers; 0, as published.
         text: weight of general text; 0, as published.
-        keep_by: ``"nll"`` or ``"kl"``, if anything is kept.
+        retain_loss: ``"nll"`` or ``"kl"``, if anything is kept.
         beta: by how much the logit is lowered; the authors tried 3, 10 and 30.
 
     Raises:
         TrainingError: an option is out of its range.
 
     Example:
-        >>> mu.objectives.UNDIAL().reads["forget"].reference
+        >>> mu.objectives.UNDIAL().requests["forget"].reference
         'logprobs'
 
     Source: Dong et al., "UNDIAL: Self-Distillation with Adjusted Logits for Robust Unlearning in Large
@@ -50,18 +50,18 @@ class UNDIAL(Keeping):
         above(0, beta=self.beta)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The old answers, beside all that the unedited model might say there, and what is kept."""
-        return {"forget": Read("forget", reference="logprobs"), **self.keep_reads()}
+        return {"forget": Request("forget", reference="logprobs"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         forget = undial(readings["forget"], beta=self.beta)
         return {"forget": self.forget * forget, **self.keep_terms(readings)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CEU(Keeping):
+class CEU(RetainTerms):
     """Cross-entropy unlearning: the model's own distribution without the true token is its teacher.
 
     Loss: the cross-entropy of ``softmax(z)`` with ``z[answer] = -inf``, without gradient, with the model,
@@ -75,7 +75,7 @@ class CEU(Keeping):
         forget: weight of the forget term.
         retain: weight of the retain set's own answers; 0, as published.
         text: weight of general text; 0, as published.
-        keep_by: ``"nll"`` or ``"kl"``, if anything is kept.
+        retain_loss: ``"nll"`` or ``"kl"``, if anything is kept.
         skip: so many first tokens of an answer are left alone, but never its last. Published 1, for answers
             that are sentences and say nothing in their first token; 0 here, since in short answers the first
             token is the fact.
@@ -100,11 +100,11 @@ class CEU(Keeping):
         whole(0, skip=self.skip)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
-        return {"forget": Read("forget"), **self.keep_reads()}
+        return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         forget = ceu(readings["forget"], skip=self.skip)
         return {"forget": self.forget * forget, **self.keep_terms(readings)}

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechunlearn.editing.objectives.reading import Reading
+from mechunlearn.editing.objectives.reading import Outputs
 from mechunlearn.editing.objectives.rows import asked, given, row_means, wide
 
 States = Float[Tensor, "token d_model"]
 
 
-def steering(reading: Reading, target: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
+def steering(reading: Outputs, target: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
     """Mean squared distance from one vector: over dimensions, then positions, then examples.
 
     Args:
@@ -28,7 +28,7 @@ def steering(reading: Reading, target: Float[Tensor, " d_model"]) -> Float[Tenso
     return row_means(distance, reading.row).mean()
 
 
-def drift(reading: Reading) -> Float[Tensor, ""]:
+def drift(reading: Outputs) -> Float[Tensor, ""]:
     """Mean squared distance from the unedited model's states: over dimensions, positions, then examples.
 
     Args:
@@ -39,7 +39,7 @@ def drift(reading: Reading) -> Float[Tensor, ""]:
     return row_means(distance, reading.row).mean()
 
 
-def alignment(reading: Reading) -> Float[Tensor, ""]:
+def alignment(reading: Outputs) -> Float[Tensor, ""]:
     """Mean of ``max(0, cos(h, h_ref))`` over positions: 0 where a state no longer points as it did.
 
     Args:
@@ -49,7 +49,7 @@ def alignment(reading: Reading) -> Float[Tensor, ""]:
     return torch.cosine_similarity(_states(reading), _before(reading), dim=-1).relu().mean()
 
 
-def displacement(reading: Reading) -> Float[Tensor, ""]:
+def displacement(reading: Outputs) -> Float[Tensor, ""]:
     """Mean of ``||h - h_ref||`` over positions.
 
     Args:
@@ -60,7 +60,7 @@ def displacement(reading: Reading) -> Float[Tensor, ""]:
     return moved.mean()
 
 
-def typical_norm(reading: Reading) -> float:
+def typical_norm(reading: Outputs) -> float:
     """The median norm of the states, which the huge ones of some first tokens do not sway.
 
     Args:
@@ -70,10 +70,10 @@ def typical_norm(reading: Reading) -> float:
     return float(torch.linalg.vector_norm(states, dim=-1).median())
 
 
-def _states(reading: Reading) -> States:
+def _states(reading: Outputs) -> States:
     return wide(given(reading.hidden, "hidden states", "hidden=a block"))
 
 
-def _before(reading: Reading) -> States:
+def _before(reading: Outputs) -> States:
     what = "the unedited model's hidden states"
     return wide(given(reading.reference_hidden, what, "hidden=a block, reference='hidden'"))

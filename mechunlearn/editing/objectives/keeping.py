@@ -2,7 +2,7 @@
 
 1. ``retain`` weighs a term on the retain set's own answers, ``text`` one on general text. A weight of 0
    drops the term, and what it would have read is then not computed.
-2. ``keep_by`` says how: by the likelihood of what is there (``"nll"``), or by the divergence from the
+2. ``retain_loss`` says how: by the likelihood of what is there (``"nll"``), or by the divergence from the
    unedited model's distribution at the same positions (``"kl"``). Objectives that move hidden states compare
    hidden states instead.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechunlearn.editing.objectives.checks import at_least
 from mechunlearn.editing.objectives.losses import kl, nll
-from mechunlearn.editing.objectives.reading import Read, Reading
+from mechunlearn.editing.objectives.reading import Outputs, Request
 from mechunlearn.errors import TrainingError, one_of
 
 KeepBy = Literal["nll", "kl"]
@@ -56,14 +56,14 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keeping(Weights):
+class RetainTerms(Weights):
     """An objective that keeps what the model says: the base of those that read logits.
 
     Args:
         forget: weight of the term on the forget set.
         retain: weight of the term on the retain set.
         text: weight of the term on general text.
-        keep_by: ``"nll"``, the mean negative log-likelihood per token of the retain set's answers and of
+        retain_loss: ``"nll"``, the mean negative log-likelihood per token of the retain set's answers and of
             text, or ``"kl"``, the mean of KL(p_ref || p) at the same positions.
 
     Raises:
@@ -72,19 +72,19 @@ class Keeping(Weights):
     Source: the two retain losses of Maini et al., "TOFU" (2024).
     """
 
-    keep_by: KeepBy = "nll"
+    retain_loss: KeepBy = "nll"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep_by not in get_args(KeepBy):
-            raise TrainingError(one_of("keep_by", self.keep_by, get_args(KeepBy)))
+        if self.retain_loss not in get_args(KeepBy):
+            raise TrainingError(one_of("retain_loss", self.retain_loss, get_args(KeepBy)))
 
-    def keep_reads(self) -> dict[str, Read]:
+    def keep_reads(self) -> dict[str, Request]:
         """What the terms read: ``retain`` and ``text``, without those of weight 0."""
-        reference: Literal["logprobs"] | None = "logprobs" if self.keep_by == "kl" else None
-        return {split: Read(split, reference=reference) for split in self.kept}
+        reference: Literal["logprobs"] | None = "logprobs" if self.retain_loss == "kl" else None
+        return {split: Request(split, reference=reference) for split in self.kept}
 
-    def keep_terms(self, readings: Mapping[str, Reading]) -> dict[str, Float[Tensor, ""]]:
+    def keep_terms(self, readings: Mapping[str, Outputs]) -> dict[str, Float[Tensor, ""]]:
         """The weighted terms ``retain`` and ``text``, without those of weight 0."""
-        loss = kl if self.keep_by == "kl" else nll
+        loss = kl if self.retain_loss == "kl" else nll
         return {split: weight * loss(readings[split]) for split, weight in self.kept.items()}

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mechunlearn.editing.objectives.checks import finite
-from mechunlearn.editing.objectives.keeping import Keeping
+from mechunlearn.editing.objectives.keeping import RetainTerms
 from mechunlearn.editing.objectives.losses import log1m_prob, nll
-from mechunlearn.editing.objectives.reading import Read, Reading, Terms
+from mechunlearn.editing.objectives.reading import Outputs, Request, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inject(Keeping):
+class Inject(RetainTerms):
     """Write another answer over the old one: the likelihood of ``new`` is raised.
 
     The paper's editing task. Loss: ``-forget * mean log p(new)`` per token, plus the terms that keep the
@@ -26,13 +26,13 @@ class Inject(Keeping):
         forget: weight of the new answers (the paper's lambda, tuned from 0.1 to 5).
         retain: weight of the retain set's own answers.
         text: weight of general text.
-        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
 
     Raises:
         TrainingError: a weight is out of its range, or there is no such way of keeping.
 
     Example:
-        >>> mu.objectives.Inject().reads["forget"].answer
+        >>> mu.objectives.Inject().requests["forget"].answer
         'new'
 
     Source: Guo et al., "Mechanistic Unlearning" (2024), L_injection.
@@ -41,17 +41,17 @@ class Inject(Keeping):
     aim: ClassVar[Literal["new", "forget"]] = "new"
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The new answers of the forget set, and what is kept."""
-        return {"forget": Read("forget", answer="new"), **self.keep_reads()}
+        return {"forget": Request("forget", answer="new"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``inject``, ``retain``, ``text``."""
         return {"inject": self.forget * nll(readings["forget"]), **self.keep_terms(readings)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forget(Keeping):
+class Forget(RetainTerms):
     """Make the old answer improbable, boundedly: minimise ``-log(1 - p)`` of the whole answer.
 
     Unlike ascent on the likelihood, the loss is bounded below by 0 and its gradient vanishes once the
@@ -64,7 +64,7 @@ class Forget(Keeping):
         forget: weight of the old answers (the paper's lambda, tuned from 0.1 to 5).
         retain: weight of the retain set's own answers.
         text: weight of general text.
-        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
         threshold: answers whose log p is below it contribute nothing, and still count in the mean; the paper
             uses -5. None lets all contribute.
 
@@ -72,7 +72,7 @@ class Forget(Keeping):
         TrainingError: a weight or the threshold is out of its range, or there is no such way of keeping.
 
     Example:
-        >>> sorted(mu.objectives.Forget(text=0.0).reads)
+        >>> sorted(mu.objectives.Forget(text=0.0).requests)
         ['forget', 'retain']
 
     Source: Guo et al., "Mechanistic Unlearning" (2024), L_forget = log(1 - p).
@@ -87,11 +87,11 @@ class Forget(Keeping):
             finite(threshold=self.threshold)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
-        return {"forget": Read("forget"), **self.keep_reads()}
+        return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         forget = -log1m_prob(readings["forget"], threshold=self.threshold)
         return {"forget": self.forget * forget, **self.keep_terms(readings)}

@@ -1,6 +1,6 @@
 """The loss functions on logits beneath the objectives: pure functions of what was read.
 
-1. Each takes a :class:`Reading` and gives one number, to be minimised, unless its name says otherwise.
+1. Each takes a :class:`Outputs` and gives one number, to be minimised, unless its name says otherwise.
 2. Positions without a label are dropped; half precision is read in float32 (see ``rows``).
 3. Means are over tokens, or over examples where the loss is a function of a whole answer.
 """
@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, pad
 
 from mechunlearn.core import metrics
-from mechunlearn.editing.objectives.reading import Reading
+from mechunlearn.editing.objectives.reading import Outputs
 from mechunlearn.editing.objectives.rows import asked, by_row, given, places, row_means, row_sums, wide
 from mechunlearn.models.encoding.batch import IGNORED
 
 
-def token_logprobs(reading: Reading) -> Float[Tensor, " token"]:
+def token_logprobs(reading: Outputs) -> Float[Tensor, " token"]:
     """Log-probability of every label, 0 where there is none.
 
     Args:
@@ -29,7 +29,7 @@ def token_logprobs(reading: Reading) -> Float[Tensor, " token"]:
     return -cross_entropy(logits, reading.labels, reduction="none", ignore_index=IGNORED)
 
 
-def answer_logprobs(reading: Reading) -> Float[Tensor, " row"]:
+def answer_logprobs(reading: Outputs) -> Float[Tensor, " row"]:
     """Log-probability of every example's whole answer: the sum over its tokens.
 
     Args:
@@ -38,7 +38,7 @@ def answer_logprobs(reading: Reading) -> Float[Tensor, " row"]:
     return row_sums(token_logprobs(reading), reading.row)
 
 
-def nll(reading: Reading) -> Float[Tensor, ""]:
+def nll(reading: Outputs) -> Float[Tensor, ""]:
     """Mean negative log-likelihood per token.
 
     Args:
@@ -47,7 +47,7 @@ def nll(reading: Reading) -> Float[Tensor, ""]:
     return -token_logprobs(asked(reading)).mean()
 
 
-def log1m_prob(reading: Reading, *, threshold: float | int | None = None) -> Float[Tensor, ""]:
+def log1m_prob(reading: Outputs, *, threshold: float | int | None = None) -> Float[Tensor, ""]:
     """Mean of ``log(1 - p)``, with p the probability of a whole answer; at most 0.
 
     Every digit of ``1 - p`` is kept as p nears 1, where a softmax would round it to 0: of one token, log p is
@@ -80,7 +80,7 @@ def log1m_prob(reading: Reading, *, threshold: float | int | None = None) -> Flo
     return log1m.mean()
 
 
-def kl(reading: Reading) -> Float[Tensor, ""]:
+def kl(reading: Outputs) -> Float[Tensor, ""]:
     """Mean divergence KL(p_ref || p) of the model from the unedited one, over the positions read, in nats.
 
     Args:
@@ -91,7 +91,7 @@ def kl(reading: Reading) -> Float[Tensor, ""]:
     return metrics.kl(before, reading.logits).mean()
 
 
-def npo(reading: Reading, *, beta: float | int) -> Float[Tensor, ""]:
+def npo(reading: Outputs, *, beta: float | int) -> Float[Tensor, ""]:
     """Negative preference: ``-(2 / beta) log sigmoid(-beta log(p / p_ref))`` of whole answers, averaged.
 
     Exactly ``(2 / beta) log 2`` where the model is the unedited one; its gradient tends to that of
@@ -104,7 +104,7 @@ def npo(reading: Reading, *, beta: float | int) -> Float[Tensor, ""]:
     return -2 / beta * logsigmoid(-beta * log_ratios(reading)).mean()
 
 
-def simnpo(reading: Reading, *, beta: float | int, delta: float | int) -> Float[Tensor, ""]:
+def simnpo(reading: Outputs, *, beta: float | int, delta: float | int) -> Float[Tensor, ""]:
     """NPO without a reference: ``-(2 / beta) log sigmoid(beta (nll - delta))``, nll per token of an answer.
 
     Args:
@@ -117,7 +117,7 @@ def simnpo(reading: Reading, *, beta: float | int, delta: float | int) -> Float[
     return -2 / beta * logsigmoid(beta * (per_answer - delta)).mean()
 
 
-def dpo(win: Reading, lose: Reading, *, beta: float | int) -> Float[Tensor, ""]:
+def dpo(win: Outputs, lose: Outputs, *, beta: float | int) -> Float[Tensor, ""]:
     """Preference of one answer to another: ``-(2 / beta) log sigmoid(beta (win - lose))`` of log-ratios.
 
     Args:
@@ -128,7 +128,7 @@ def dpo(win: Reading, lose: Reading, *, beta: float | int) -> Float[Tensor, ""]:
     return -2 / beta * logsigmoid(beta * (log_ratios(win) - log_ratios(lose))).mean()
 
 
-def log_ratios(reading: Reading) -> Float[Tensor, " row"]:
+def log_ratios(reading: Outputs) -> Float[Tensor, " row"]:
     """``log(p / p_ref)`` of every example's whole answer.
 
     Args:
@@ -139,7 +139,7 @@ def log_ratios(reading: Reading) -> Float[Tensor, " row"]:
     return row_sums(token_logprobs(reading) - before, reading.row)
 
 
-def undial(reading: Reading, *, beta: float | int) -> Float[Tensor, ""]:
+def undial(reading: Outputs, *, beta: float | int) -> Float[Tensor, ""]:
     """Cross-entropy to the unedited model with the true token's logit lowered, over labelled tokens.
 
     Args:
@@ -153,7 +153,7 @@ def undial(reading: Reading, *, beta: float | int) -> Float[Tensor, ""]:
     return _cross_entropy(lowered, reading).mean()
 
 
-def ceu(reading: Reading, *, skip: int) -> Float[Tensor, ""]:
+def ceu(reading: Outputs, *, skip: int) -> Float[Tensor, ""]:
     """Cross-entropy to the model's own distribution without the true token, over labelled tokens.
 
     Args:
@@ -170,7 +170,7 @@ def ceu(reading: Reading, *, skip: int) -> Float[Tensor, ""]:
     return per_token[trained].mean()
 
 
-def weighted_ascent(reading: Reading, *, power: float | int, doubt: float | int = 0.0) -> Float[Tensor, ""]:
+def weighted_ascent(reading: Outputs, *, power: float | int, doubt: float | int = 0.0) -> Float[Tensor, ""]:
     """Mean of ``p^power (1 - p)^doubt log p`` over tokens, the weights without gradient.
 
     Args:
@@ -185,7 +185,7 @@ def weighted_ascent(reading: Reading, *, power: float | int, doubt: float | int 
     return torch.where(weight > 0, weight * log_p, 0.0).mean()
 
 
-def flatness(reading: Reading) -> Float[Tensor, ""]:
+def flatness(reading: Outputs) -> Float[Tensor, ""]:
     """Mean of ``(max_v z_v - mean_v z_v)^2`` over tokens: 0 where all logits are alike.
 
     Args:
@@ -198,7 +198,7 @@ def flatness(reading: Reading) -> Float[Tensor, ""]:
 _ALL, _LABEL = "reference='logprobs'", "reference='label_logprobs'"
 
 
-def _cross_entropy(teacher: Float[Tensor, "token d_vocab"], reading: Reading) -> Float[Tensor, " token"]:
+def _cross_entropy(teacher: Float[Tensor, "token d_vocab"], reading: Outputs) -> Float[Tensor, " token"]:
     """``-sum_v t_v log p_v``, with t the softmax of the teacher's logits; what t rules out counts 0."""
     t, log_p = teacher.softmax(-1), wide(reading.logits).log_softmax(-1)
     return -torch.where(t > 0, t * log_p, 0.0).sum(-1)

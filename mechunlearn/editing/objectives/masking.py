@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechunlearn.editing.objectives.checks import at_least, require, whole
 from mechunlearn.editing.objectives.likelihood import Forget
-from mechunlearn.editing.objectives.reading import Objective, Read, Reading, State, Stateful, Terms
+from mechunlearn.editing.objectives.reading import Objective, Outputs, Request, State, Stateful, Terms
 from mechunlearn.errors import TrainingError
 
 
@@ -41,7 +41,7 @@ class WeightMask:
         TrainingError: the loss is no objective, or masks already; or a number is out of its range.
 
     Example:
-        >>> list(mu.objectives.WeightMask(strength=1.0).reads)
+        >>> list(mu.objectives.WeightMask(strength=1.0).requests)
         ['forget', 'retain', 'text']
 
     Source: Guo et al., "Mechanistic Unlearning" (2024), the learned masks of the edit-size analysis.
@@ -66,15 +66,15 @@ class WeightMask:
         return self.loss.aim
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The inner objective's."""
-        return self.loss.reads
+        return self.loss.requests
 
-    def init(self, readings: Mapping[str, Reading], *, seed: int) -> State:
+    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
         """The inner objective's state, if it has one."""
         return self.loss.init(readings, seed=seed) if isinstance(self.loss, Stateful) else {}
 
-    def __call__(self, readings: Mapping[str, Reading], state: State) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
         """The inner objective's loss terms."""
         loss: Any = self.loss
         terms: Terms = loss(readings, state) if isinstance(loss, Stateful) else loss(readings)

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mechunlearn.editing.objectives.checks import above, finite
-from mechunlearn.editing.objectives.keeping import Keeping
+from mechunlearn.editing.objectives.keeping import RetainTerms
 from mechunlearn.editing.objectives.losses import dpo, npo, simnpo
-from mechunlearn.editing.objectives.reading import Answer, Read, Reading, Sampled, Terms
+from mechunlearn.editing.objectives.reading import Answer, Outputs, Request, Sampled, Terms
 from mechunlearn.errors import TrainingError
 
 REFUSALS = ("I don't know", "I'm not sure", "I have no idea", "I can't say")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NPO(Keeping):
+class NPO(RetainTerms):
     """Negative preference optimisation: ascent that slows down once an answer has become improbable.
 
     Loss: ``-(2 / beta) log sigmoid(-beta log(p / p_ref))``, averaged over answers, plus the terms that keep
@@ -34,7 +34,7 @@ class NPO(Keeping):
         forget: weight of the old answers.
         retain: weight of the retain set's own answers.
         text: weight of general text; the published method has no such term.
-        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
         beta: how soon an answer that became less likely counts as forgotten; published 0.1, and 0.0225 to 0.5
             elsewhere.
 
@@ -42,7 +42,7 @@ class NPO(Keeping):
         TrainingError: an option is out of its range.
 
     Example:
-        >>> mu.objectives.NPO().reads["forget"].reference
+        >>> mu.objectives.NPO().requests["forget"].reference
         'label_logprobs'
 
     Source: Zhang et al., "Negative Preference Optimization" (2024).
@@ -56,18 +56,18 @@ class NPO(Keeping):
         above(0, beta=self.beta)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The old answers, beside what the unedited model gives them, and what is kept."""
-        return {"forget": Read("forget", reference="label_logprobs"), **self.keep_reads()}
+        return {"forget": Request("forget", reference="label_logprobs"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         forget = npo(readings["forget"], beta=self.beta)
         return {"forget": self.forget * forget, **self.keep_terms(readings)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimNPO(Keeping):
+class SimNPO(RetainTerms):
     """NPO without a reference model, by the mean log-likelihood per token.
 
     Loss: ``-(2 / beta) log sigmoid(beta (nll - delta))``, averaged over answers, plus the terms that keep the
@@ -81,7 +81,7 @@ class SimNPO(Keeping):
         forget: weight of the old answers; 0.125 as in open-unlearning's configuration.
         retain: weight of the retain set's own answers.
         text: weight of general text; the published method has no such term.
-        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
         beta: how soon an improbable answer counts as forgotten; published from 0.1 to 5.5.
         delta: the negative log-likelihood per token that is aimed beyond, in nats.
 
@@ -89,7 +89,7 @@ class SimNPO(Keeping):
         TrainingError: an option is out of its range.
 
     Example:
-        >>> mu.objectives.SimNPO().reads["forget"].reference is None
+        >>> mu.objectives.SimNPO().requests["forget"].reference is None
         True
 
     Source: Fan et al., "Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning"
@@ -107,18 +107,18 @@ class SimNPO(Keeping):
         finite(delta=self.delta)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
-        return {"forget": Read("forget"), **self.keep_reads()}
+        return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         forget = simnpo(readings["forget"], beta=self.beta, delta=self.delta)
         return {"forget": self.forget * forget, **self.keep_terms(readings)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Preferring(Keeping):
+class _Preferring(RetainTerms):
     """Prefer another answer to the old one, relative to the unedited model."""
 
     beta: float | int = 0.1
@@ -133,15 +133,15 @@ class _Preferring(Keeping):
         raise NotImplementedError
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """Preferred and old answers to the same questions, beside the unedited model's, and what is kept."""
         return {
-            "win": Read("forget", answer=self.preferred, reference="label_logprobs"),
-            "lose": Read("forget", reference="label_logprobs"),
+            "win": Request("forget", answer=self.preferred, reference="label_logprobs"),
+            "lose": Request("forget", reference="label_logprobs"),
             **self.keep_reads(),
         }
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         forget = dpo(readings["win"], readings["lose"], beta=self.beta)
         return {"forget": self.forget * forget, **self.keep_terms(readings)}
@@ -164,7 +164,7 @@ class DPO(_Preferring):
         forget: weight of the preference.
         retain: weight of the retain set's own answers.
         text: weight of general text; the published method has no such term.
-        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
         beta: how soon the preference counts as learned; published 0.05 to 0.5.
         alternative: what is preferred: ``"new"`` or ``"foil"``, a field of the fact, or a tuple of texts, of
             which every question is given another one at each pass, by the seed of the run.
@@ -173,7 +173,7 @@ class DPO(_Preferring):
         TrainingError: an option is out of its range.
 
     Example:
-        >>> mu.objectives.DPO(alternative="foil").reads["win"].answer
+        >>> mu.objectives.DPO(alternative="foil").requests["win"].answer
         'foil'
 
     Source: Rafailov et al., "Direct Preference Optimization" (2023); for unlearning, Maini et al.,
@@ -216,7 +216,7 @@ class AltPO(_Preferring):
         forget: weight of the preference.
         retain: weight of the retain set's own answers.
         text: weight of general text; the published method has no such term.
-        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
         beta: how soon the preference counts as learned; published 0.05 to 0.5.
         samples: wrong answers drawn for each question; a pass over the questions uses one of them each.
         temperature: of the sampling.
@@ -225,7 +225,7 @@ class AltPO(_Preferring):
         TrainingError: an option is out of its range.
 
     Example:
-        >>> mu.objectives.AltPO(samples=2).reads["win"].answer
+        >>> mu.objectives.AltPO(samples=2).requests["win"].answer
         Sampled(samples=2, temperature=1.0)
 
     Source: Mekala et al., "Alternate Preference Optimization for Unlearning Factual Knowledge in Large

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mechunlearn.editing.objectives.checks import above, finite, whole
-from mechunlearn.editing.objectives.keeping import Keeping
+from mechunlearn.editing.objectives.keeping import RetainTerms
 from mechunlearn.editing.objectives.losses import flatness
-from mechunlearn.editing.objectives.reading import Read, Reading, State, Terms
+from mechunlearn.editing.objectives.reading import Outputs, Request, State, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class PDU(Keeping):
+class PDU(RetainTerms):
     """Primal-dual unlearning: the weight of the retain term follows how far its bound is broken.
 
     Loss: ``forget * mean (max_v z_v - mean_v z_v)^2`` over the tokens of the old answers, plus
@@ -28,7 +28,7 @@ class PDU(Keeping):
         forget: weight of the flattening.
         retain: the multiplier at the first step, above 0; published 1, 50 (MUSE) and 100 (TOFU).
         text: weight of general text, fixed; the published method has no such term.
-        keep_by: ``"nll"`` or ``"kl"``: what L_retain is.
+        retain_loss: ``"nll"`` or ``"kl"``: what L_retain is.
         bound: of L_retain, in nats per token; published 0.3 (TOFU) and 0.1 to 1.5 (MUSE).
         rate: by which the multiplier moves; published 1 and 5.
         warmup: so many first steps leave the multiplier as it is; published as some epochs, 0 here.
@@ -58,15 +58,15 @@ class PDU(Keeping):
         whole(0, warmup=self.warmup)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
-        return {"forget": Read("forget"), **self.keep_reads()}
+        return {"forget": Request("forget"), **self.keep_reads()}
 
-    def init(self, readings: Mapping[str, Reading], *, seed: int) -> State:
+    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
         """The multiplier as it starts; neither the readings nor the seed matter."""
         return {"multiplier": float(self.retain), "step": 0}
 
-    def __call__(self, readings: Mapping[str, Reading], state: State) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``.
 
         The value of ``retain`` is the excess of the retain loss over its bound, and its gradient that of the

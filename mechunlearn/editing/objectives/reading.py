@@ -3,9 +3,9 @@
 An objective never sees a model. It *declares* what it reads, and the trainer, which knows objectives
 only through these declarations, runs the model and hands the tensors over:
 
-1. ``reads`` maps a name of the objective's choice to a :class:`Read`: which examples, which answer,
+1. ``reads`` maps a name of the objective's choice to a :class:`Request`: which examples, which answer,
    which positions, and whether logits, hidden states or the unedited model's outputs are wanted.
-2. The trainer calls the objective with a :class:`Reading` under each of these names. Reads of one split
+2. The trainer calls the objective with a :class:`Outputs` under each of these names. Reads of one split
    see the same questions in the same order at every step, whatever answers they ask for.
 3. The objective returns its loss terms by name, already weighted; the trainer minimises their sum.
 
@@ -53,7 +53,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Read:
+class Request:
     """One thing an objective reads.
 
     Args:
@@ -72,7 +72,7 @@ class Read:
             are compared and none are read.
 
     Example:
-        >>> Read("forget", answer="new").positions
+        >>> Request("forget", answer="new").positions
         'answer'
     """
 
@@ -97,8 +97,8 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The tensors of one :class:`Read` at one step, positions of all examples in one axis.
+class Outputs:
+    """The tensors of one :class:`Request` at one step, positions of all examples in one axis.
 
     ``labels`` are the tokens to be predicted; ``row`` tells which example a position belongs to, so
     that sums over an answer can be formed. Logits that were not asked for are of width 0; the others are
@@ -132,8 +132,8 @@ class Objective(Protocol):
         ...
 
     @property
-    def reads(self) -> Mapping[str, Read]:
-        """What the objective reads, under names of its own."""
+    def requests(self) -> Mapping[str, Request]:
+        """What the objective requests, under names of its own."""
         ...
 
 
@@ -141,7 +141,7 @@ class Objective(Protocol):
 class Stateless(Objective, Protocol):
     """An objective that is a function of its readings alone."""
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The weighted loss terms."""
         ...
 
@@ -150,11 +150,11 @@ class Stateless(Objective, Protocol):
 class Stateful(Objective, Protocol):
     """An objective that carries something from step to step."""
 
-    def init(self, readings: Mapping[str, Reading], *, seed: int) -> State:
+    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
         """The state before the first step, from the first readings."""
         ...
 
-    def __call__(self, readings: Mapping[str, Reading], state: State) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
         """The weighted loss terms."""
         ...
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mechunlearn.editing.objectives.keeping import Keeping
+from mechunlearn.editing.objectives.keeping import RetainTerms
 from mechunlearn.editing.objectives.losses import nll
-from mechunlearn.editing.objectives.reading import Read, Reading, Terms
+from mechunlearn.editing.objectives.reading import Outputs, Request, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relabel(Keeping):
+class Relabel(RetainTerms):
     """Train on a corpus whose labels are not its own next tokens, such as Who's Harry Potter's generic ones.
 
     Loss: ``-mean log p(label)`` over the positions of the corpus that have a label.
@@ -25,13 +25,13 @@ class Relabel(Keeping):
         retain: weight of the retain set's own answers; 0, as published: most labels are the text's own
             tokens, which is what keeps the rest.
         text: weight of general text; 0, as published.
-        keep_by: ``"nll"`` or ``"kl"``, if anything is kept.
+        retain_loss: ``"nll"`` or ``"kl"``, if anything is kept.
 
     Raises:
         TrainingError: a weight is out of its range, or there is no such way of keeping.
 
     Example:
-        >>> mu.objectives.Relabel().reads["forget"].split
+        >>> mu.objectives.Relabel().requests["forget"].split
         'corpus'
 
     Source: Eldan and Russinovich, "Who's Harry Potter? Approximate Unlearning in LLMs" (2023).
@@ -42,10 +42,10 @@ class Relabel(Keeping):
     aim: ClassVar[Literal["new", "forget"]] = "forget"
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The corpus, and what is kept."""
-        return {"forget": Read("corpus"), **self.keep_reads()}
+        return {"forget": Request("corpus"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``relabel``, ``retain``, ``text``."""
         return {"relabel": self.forget * nll(readings["forget"]), **self.keep_terms(readings)}

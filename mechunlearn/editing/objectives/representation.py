@@ -19,7 +19,7 @@ from mechunlearn.editing.objectives.hidden_losses import (
     typical_norm,
 )
 from mechunlearn.editing.objectives.keeping import Weights
-from mechunlearn.editing.objectives.reading import Read, Reading, State, Terms
+from mechunlearn.editing.objectives.reading import Outputs, Request, State, Terms
 from mechunlearn.editing.objectives.rows import given
 
 
@@ -50,7 +50,7 @@ class RMU(Weights):
         TrainingError: an option is out of its range.
 
     Example:
-        >>> mu.objectives.RMU(layer=2, text=0.0).reads["forget"].logits
+        >>> mu.objectives.RMU(layer=2, text=0.0).requests["forget"].logits
         False
 
     Source: Li et al., "The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning" (2024).
@@ -68,13 +68,13 @@ class RMU(Weights):
             above(0, coefficient=self.coefficient)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """Hidden states at all positions, of what is kept beside the unedited model's."""
-        forget = Read("forget", positions="all", hidden=self.layer, logits=False)
-        kept: dict[str, Read] = {split: _beside(split, self.layer) for split in self.kept}
+        forget = Request("forget", positions="all", hidden=self.layer, logits=False)
+        kept: dict[str, Request] = {split: _beside(split, self.layer) for split in self.kept}
         return {"forget": forget, **kept}
 
-    def init(self, readings: Mapping[str, Reading], *, seed: int) -> State:
+    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
         """The control vector: drawn by the seed, of the length of c."""
         states = given(readings["forget"].hidden, "hidden states", "hidden=a block")
         length = self.coefficient
@@ -83,7 +83,7 @@ class RMU(Weights):
         drawn = control_vector(states.shape[-1], seed=seed, zero_mean=self.zero_mean)
         return {"control": (length * drawn).to(states.device)}
 
-    def __call__(self, readings: Mapping[str, Reading], state: State) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         control = torch.as_tensor(state["control"])
         kept: dict[str, Float[Tensor, ""]] = {
@@ -123,7 +123,7 @@ class CircuitBreaker(Weights):
         TrainingError: an option is out of its range.
 
     Example:
-        >>> sorted(mu.objectives.CircuitBreaker(layers=(1, 2), text=0.0).reads)
+        >>> sorted(mu.objectives.CircuitBreaker(layers=(1, 2), text=0.0).requests)
         ['forget 1', 'forget 2', 'retain 1', 'retain 2']
 
     Source: Zou et al., "Improving Alignment and Robustness with Circuit Breakers" (2024).
@@ -147,16 +147,16 @@ class CircuitBreaker(Weights):
         whole(1, horizon=self.horizon)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """Hidden states at all positions, beside the unedited model's."""
         splits: tuple[Literal["forget", "retain", "text"], ...] = ("forget", *self.kept)
         return {f"{split} {layer}": _beside(split, layer) for split in splits for layer in self.layers}
 
-    def init(self, readings: Mapping[str, Reading], *, seed: int) -> State:
+    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
         """The number of steps taken; neither the readings nor the seed matter."""
         return {"step": 0}
 
-    def __call__(self, readings: Mapping[str, Reading], state: State) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         progress = min(int(state["step"]) / self.horizon, 1.0)
         turned = [alignment(readings[f"forget {layer}"]) for layer in self.layers]
@@ -185,5 +185,5 @@ def control_vector(width: int, *, seed: int, zero_mean: bool) -> Float[Tensor, "
     return drawn / drawn.square().sum().sqrt()
 
 
-def _beside(split: Literal["forget", "retain", "text"], layer: int) -> Read:
-    return Read(split, positions="all", hidden=layer, reference="hidden", logits=False)
+def _beside(split: Literal["forget", "retain", "text"], layer: int) -> Request:
+    return Request(split, positions="all", hidden=layer, reference="hidden", logits=False)

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from mechunlearn.editing.objectives.reading import Reading
+from mechunlearn.editing.objectives.reading import Outputs
 from mechunlearn.errors import TrainingError
 
 
-def asked(reading: Reading) -> Reading:
+def asked(reading: Outputs) -> Outputs:
     """Give the positions that have a label.
 
     Args:
@@ -116,13 +116,13 @@ def given(part: Shaped[Tensor, "..."] | None, what: str, declared: str) -> Shape
     Args:
         part: the part, None if it was not read.
         what: it in words.
-        declared: what the :class:`~mechunlearn.editing.objectives.Read` needs.
+        declared: what the :class:`~mechunlearn.editing.objectives.Request` needs.
 
     Raises:
         TrainingError: it was not read.
     """
     if part is None:
         raise TrainingError(
-            f"the loss needs {what} and none were read; declare them with Read(..., {declared})"
+            f"the loss needs {what} and none were read; declare them with Request(..., {declared})"
         )
     return part

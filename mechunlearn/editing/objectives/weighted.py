@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mechunlearn.editing.objectives.checks import at_least
-from mechunlearn.editing.objectives.keeping import Keeping
+from mechunlearn.editing.objectives.keeping import RetainTerms
 from mechunlearn.editing.objectives.losses import weighted_ascent
-from mechunlearn.editing.objectives.reading import Read, Reading, Terms
+from mechunlearn.editing.objectives.reading import Outputs, Request, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class WGA(Keeping):
+class WGA(RetainTerms):
     """Weighted gradient ascent: each token's ascent is weighted by its own probability.
 
     Loss: ``mean p^beta log p`` over the tokens of the answers, the weight without gradient, plus the terms
@@ -26,7 +26,7 @@ class WGA(Keeping):
         forget: weight of the ascent.
         retain: weight of the retain set's own answers.
         text: weight of general text; the published method has no such term.
-        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
         beta: the greater, the sooner a token that became improbable is let be.
 
     Raises:
@@ -47,18 +47,18 @@ class WGA(Keeping):
         at_least(0, beta=self.beta)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
-        return {"forget": Read("forget"), **self.keep_reads()}
+        return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``ascent``, ``retain``, ``text``."""
         ascent = weighted_ascent(readings["forget"], power=self.beta)
         return {"ascent": self.forget * ascent, **self.keep_terms(readings)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SatImp(Keeping):
+class SatImp(RetainTerms):
     """Ascent weighted by saturation and importance: ``p^beta1 (1 - p)^beta2``.
 
     Loss: ``mean p^beta1 (1 - p)^beta2 log p`` over the tokens of the answers, the weights without gradient,
@@ -73,7 +73,7 @@ class SatImp(Keeping):
             description has the two the other way round.
         retain: weight of the retain set's own answers.
         text: weight of general text; the published method has no such term.
-        keep_by: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
         beta1: power of p.
         beta2: power of 1 - p.
 
@@ -97,11 +97,11 @@ class SatImp(Keeping):
         at_least(0, beta1=self.beta1, beta2=self.beta2)
 
     @property
-    def reads(self) -> Mapping[str, Read]:
+    def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
-        return {"forget": Read("forget"), **self.keep_reads()}
+        return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Terms:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``ascent``, ``retain``, ``text``."""
         ascent = weighted_ascent(readings["forget"], power=self.beta1, doubt=self.beta2)
         return {"ascent": self.forget * ascent, **self.keep_terms(readings)}

@@ -18,7 +18,7 @@ from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Phrasing
 from mechunlearn.core.statistics import Interval, bootstrap_interval, paired_difference
 from mechunlearn.errors import FactError, one_of
-from mechunlearn.models.scoring.passes import Runs
+from mechunlearn.models.scoring.passes import HasModel
 from mechunlearn.models.scoring.scorer import Outcome, score
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def success(aim: str) -> Metric:
 
 
 def shares(
-    models: Mapping[str, Runs], facts: Facts, name: str, metrics: Mapping[str, Metric], *, seed: int
+    models: Mapping[str, HasModel], facts: Facts, name: str, metrics: Mapping[str, Metric], *, seed: int
 ) -> tuple[Share, ...]:
     """Ask models the same facts in every phrasing there is.
 

@@ -1,4 +1,4 @@
-"""Keep, per example, what training cannot change: in memory or on disk, within bounds.
+"""CacheLimits, per example, what training cannot change: in memory or on disk, within bounds.
 
 1. A store knows from the start how many rows each example has (positions, say) and how large they are. It
    takes its room at once, keeps rows flat, one example after the other, and computes what does not fit at
@@ -30,7 +30,7 @@ Compute = Callable[[list[int]], list[Float[Tensor, "rows ..."]]]
 
 
 @dataclass(frozen=True)
-class Keep:
+class CacheLimits:
     """How much training may keep of what it cannot change.
 
     Args:
@@ -42,7 +42,7 @@ class Keep:
         TrainingError: a bound is negative, or there is no such folder.
 
     Example:
-        >>> Keep(disk=100 << 30).memory == 2 << 30
+        >>> CacheLimits(disk=100 << 30).memory == 2 << 30
         True
     """
 
@@ -59,8 +59,8 @@ class Keep:
 
 
 @dataclass(eq=False)
-class Room:
-    """What is left of a :class:`Keep`, as stores take their parts.
+class CacheBudget:
+    """What is left of a :class:`CacheLimits`, as stores take their parts.
 
     Args:
         memory: bytes left in memory.
@@ -73,7 +73,7 @@ class Room:
     folder: str | Path | None
 
     @classmethod
-    def of(cls, keep: Keep) -> Room:
+    def of(cls, keep: CacheLimits) -> CacheBudget:
         """All of it."""
         return cls(keep.memory, keep.disk, keep.folder)
 
@@ -89,7 +89,7 @@ class Room:
 
 
 @dataclass(eq=False)
-class Kept:
+class ActivationCache:
     """The kept rows of many examples.
 
     Args:
@@ -115,8 +115,8 @@ class Kept:
 
     @classmethod
     def of(
-        cls, counts: Sequence[int], compute: Compute, room: Room, *, width: int, chunk: int = CHUNK
-    ) -> Kept:
+        cls, counts: Sequence[int], compute: Compute, room: CacheBudget, *, width: int, chunk: int = CHUNK
+    ) -> ActivationCache:
         """An empty store, whose room is taken.
 
         Args:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechunlearn.editing.training.early_stopping import Judge
-from mechunlearn.editing.training.optimization import Descent
+from mechunlearn.editing.training.early_stopping import EarlyStopping
+from mechunlearn.editing.training.optimization import Optimization
 from mechunlearn.errors import DataError, TrainingError
 
 FORMAT = "mechunlearn.training/1"
@@ -62,7 +62,9 @@ class Checkpoints:
                 f"checkpoint is {str(self.folder)!r}: {error}; give a folder to write in"
             ) from None
 
-    def save(self, descent: Descent, judge: Judge | None, history: Records, *, done: bool) -> None:
+    def save(
+        self, descent: Optimization, judge: EarlyStopping | None, history: Records, *, done: bool
+    ) -> None:
         """Write a checkpoint in place of the last.
 
         Args:
@@ -103,7 +105,7 @@ class Checkpoints:
         finally:
             beside.unlink(missing_ok=True)
 
-    def load(self, descent: Descent, judge: Judge | None) -> tuple[Records, bool]:
+    def load(self, descent: Optimization, judge: EarlyStopping | None) -> tuple[Records, bool]:
         """Put a run where the checkpoint left it, if there is one.
 
         Args:
@@ -162,7 +164,9 @@ class Checkpoints:
         return record, tensors
 
 
-def fingerprint(descent: Descent, judge: Judge | None, *, model: str, sites: Iterable[object]) -> str:
+def fingerprint(
+    descent: Optimization, judge: EarlyStopping | None, *, model: str, sites: Iterable[object]
+) -> str:
     """A hash of everything that decides the outcome of a run.
 
     Args:

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.editing.objectives.reading import Read, Reading, Reference
-from mechunlearn.editing.training.activation_cache import CHUNK, Kept, Room
+from mechunlearn.editing.objectives.reading import Outputs, Reference, Request
+from mechunlearn.editing.training.activation_cache import CHUNK, ActivationCache, CacheBudget
 from mechunlearn.editing.training.examples import Order, key_of, labels_of, per_step, variants
 from mechunlearn.editing.training.partial_forward import Runner
 from mechunlearn.errors import SiteError, TrainingError
@@ -41,18 +41,18 @@ class _Source:
     """One split with one answer: its variants, and what is kept of each."""
 
     variants: tuple[Batch, ...]
-    states: tuple[Kept | None, ...]
-    references: tuple[Mapping[str, Kept], ...]
+    states: tuple[ActivationCache | None, ...]
+    references: tuple[Mapping[str, ActivationCache], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Feed:
+class DataFeed:
     """Draws readings for an objective, step by step.
 
     Args:
         runner: runs the model with the weights of a step.
         frozen: the unedited weights of the parameters that are trained.
-        reads: what the objective declared.
+        requests: what the objective declared.
         sources: the examples, by split and answer.
         orders: the order of the examples of each split.
         batch_size: questions of each split a step; a quarter as many texts.
@@ -61,7 +61,7 @@ class Feed:
 
     runner: Runner
     frozen: Mapping[str, Tensor]
-    reads: Mapping[str, Read]
+    requests: Mapping[str, Request]
     sources: dict[Key, _Source]
     orders: Mapping[str, Order]
     batch_size: int
@@ -72,22 +72,22 @@ class Feed:
         cls,
         hm: HookedModel,
         runner: Runner,
-        reads: Mapping[str, Read],
+        requests: Mapping[str, Request],
         facts: Facts,
         *,
         frozen: Mapping[str, Tensor],
-        room: Room,
+        room: CacheBudget,
         batch_size: int,
         seed: int,
         parts: int = 1,
         corpus: Batch | None = None,
-    ) -> Feed:
+    ) -> DataFeed:
         """Encode what will be read.
 
         Args:
             hm: the unedited model.
             runner: runs the model; it enters no later than the first block that is read.
-            reads: what the objective declared.
+            requests: what the objective declared.
             facts: the forget and retain sets and text.
             frozen: the unedited weights of the parameters that are trained.
             room: for what is kept from step to step.
@@ -101,10 +101,10 @@ class Feed:
             TrainingError: a set has fewer examples than there are parts.
         """
         sources: dict[Key, _Source] = {}
-        feed = cls(runner, frozen, reads, sources, {}, batch_size, parts)
-        keys = sorted({key_of(read) for read in reads.values()})
+        feed = cls(runner, frozen, requests, sources, {}, batch_size, parts)
+        keys = sorted({key_of(read) for read in requests.values()})
         for key in keys:
-            own = {name: read for name, read in reads.items() if key_of(read) == key}
+            own = {name: read for name, read in requests.items() if key_of(read) == key}
             batches = variants(hm, facts, corpus, next(iter(own.values())), seed=seed)
             sources[key] = _Source(
                 batches,
@@ -140,23 +140,23 @@ class Feed:
 
     def read(
         self, part: Mapping[Key, tuple[int, list[int]]], weights: Mapping[str, Tensor]
-    ) -> dict[str, Reading]:
+    ) -> dict[str, Outputs]:
         """The readings of one part of a step.
 
         Args:
             part: one of what :meth:`draw` gave.
             weights: the trained parameters, as functions of what is trained.
         """
-        readings: dict[str, Reading] = {}
+        readings: dict[str, Outputs] = {}
         kept: dict[str, dict[str, Tensor]] = {}
         self.runner.put(self.frozen)
         for key, (variant, rows) in part.items():
             for name, store in self.sources[key].references[variant].items():
-                kept[name] = {str(self.reads[name].reference): torch.cat(store.get(rows))}
+                kept[name] = {str(self.requests[name].reference): torch.cat(store.get(rows))}
         states = {key: self._entry(key, *where) for key, where in part.items()}
         self.runner.put(weights)
         for key, (variant, rows) in part.items():
-            own = {name: read for name, read in self.reads.items() if key_of(read) == key}
+            own = {name: read for name, read in self.requests.items() if key_of(read) == key}
             # Rows in one piece, as they were when one answer was all there was to read.
             batch = self.sources[key].variants[variant].rows(rows).trimmed()
             for name, reading in self._run(batch, own, states[key]).items():
@@ -177,7 +177,7 @@ class Feed:
         store = self.sources[key].states[variant]
         return None if store is None else pad_sequence(store.get(rows), batch_first=True)
 
-    def _states(self, batch: Batch, room: Room) -> Kept:
+    def _states(self, batch: Batch, room: CacheBudget) -> ActivationCache:
         """A store of the entry states of some examples."""
         lengths = batch.lengths.tolist()
 
@@ -186,17 +186,19 @@ class Feed:
             states = self.runner.states(some.tokens, some.mask)
             return [state[: lengths[i]] for state, i in zip(states, rows, strict=True)]
 
-        return Kept.of(lengths, compute, room, width=self._bytes("hidden"))
+        return ActivationCache.of(lengths, compute, room, width=self._bytes("hidden"))
 
-    def _references(self, key: Key, variant: int, reads: Mapping[str, Read], room: Room) -> dict[str, Kept]:
+    def _references(
+        self, key: Key, variant: int, requests: Mapping[str, Request], room: CacheBudget
+    ) -> dict[str, ActivationCache]:
         """Stores of what the unedited model gives to the examples, for the reads that compare with it."""
         return {
             name: self._reference(key, variant, replace(read, logits=read.reference != "hidden"), room)
-            for name, read in reads.items()
+            for name, read in requests.items()
             if read.reference is not None
         }
 
-    def _reference(self, key: Key, variant: int, read: Read, room: Room) -> Kept:
+    def _reference(self, key: Key, variant: int, read: Request, room: CacheBudget) -> ActivationCache:
         batch = self.sources[key].variants[variant]
         counts = (labels_of(batch, read) != IGNORED).sum(1).tolist()
         vocabulary = self.runner.hm.hf.config.get_text_config().vocab_size
@@ -211,7 +213,7 @@ class Feed:
                 found += torch.split(_compared(read, reading), [counts[i] for i in some.tolist()])
             return found
 
-        return Kept.of(counts, compute, room, width=self._bytes(read.reference), chunk=chunk)
+        return ActivationCache.of(counts, compute, room, width=self._bytes(read.reference), chunk=chunk)
 
     def _bytes(self, what: Reference | None) -> int:
         """The size of one position's entry state, or of what is compared with there."""
@@ -222,24 +224,24 @@ class Feed:
         wide = torch.promote_types(dtype, torch.float32).itemsize
         return wide * (int(config.vocab_size) if what == "logprobs" else 1)
 
-    def _run(self, batch: Batch, reads: Mapping[str, Read], state: Tensor | None) -> dict[str, Reading]:
+    def _run(self, batch: Batch, requests: Mapping[str, Request], state: Tensor | None) -> dict[str, Outputs]:
         """Run the model on a batch, and gather what each read asks for."""
-        labels = {name: labels_of(batch, read) for name, read in reads.items()}
+        labels = {name: labels_of(batch, read) for name, read in requests.items()}
         asked = torch.stack([one != IGNORED for one in labels.values()]).any(0)
         fed = slice(0, int(asked.any(0).nonzero()[-1, 0]) + 1)
-        spoken = torch.stack([(labels[n] != IGNORED) & read.logits for n, read in reads.items()]).any(0)
+        spoken = torch.stack([(labels[n] != IGNORED) & read.logits for n, read in requests.items()]).any(0)
         columns = spoken.any(0).nonzero()[:, 0]
         output = self.runner.run(
             batch.tokens[:, fed],
             batch.mask[:, fed],
             columns=columns,
-            hidden=[read.hidden for read in reads.values() if read.hidden is not None],
+            hidden=[read.hidden for read in requests.values() if read.hidden is not None],
             state=None if state is None else state[:, fed],
         )
         readings = {}
-        for name, read in reads.items():
+        for name, read in requests.items():
             where = labels[name] != IGNORED
-            readings[name] = Reading(
+            readings[name] = Outputs(
                 logits=_at(output.logits, where[:, columns])
                 if read.logits
                 else output.logits.new_empty(int(where.sum()), 0),
@@ -259,25 +261,25 @@ class Feed:
             yield from self.sources[key].variants
 
 
-def first_block(hm: HookedModel, entry: int, reads: Mapping[str, Read]) -> int:
+def first_block(hm: HookedModel, entry: int, requests: Mapping[str, Request]) -> int:
     """The block at which runs may begin: the first that is edited, or an earlier one that is read.
 
     Args:
         hm: the model.
         entry: the first block that is edited.
-        reads: what the objective declared.
+        requests: what the objective declared.
 
     Raises:
         SiteError: a block whose output is read does not exist.
     """
     layers = hm.sites.shape.n_layers
-    for name, read in reads.items():
+    for name, read in requests.items():
         if read.hidden is not None and not 0 <= read.hidden < layers:
             raise SiteError(
                 f"the objective reads {name!r} after block {read.hidden}; this model's blocks are 0 to "
                 f"{layers - 1}"
             )
-    return min([entry, *(read.hidden for read in reads.values() if read.hidden is not None)])
+    return min([entry, *(read.hidden for read in requests.values() if read.hidden is not None)])
 
 
 def _at(
@@ -287,7 +289,7 @@ def _at(
     return values.flatten(0, 1) if bool(where.all()) else values[where]
 
 
-def _compared(read: Read, reading: Reading) -> Float[Tensor, "token ..."]:
+def _compared(read: Request, reading: Outputs) -> Float[Tensor, "token ..."]:
     """The part of a reading of the unedited model that is compared with."""
     if read.reference == "hidden" and reading.hidden is not None:
         return reading.hidden

@@ -1,4 +1,4 @@
-"""Judge an edit while it is trained, on validation phrasings alone, and remember the best step.
+"""EarlyStopping an edit while it is trained, on validation phrasings alone, and remember the best step.
 
 1. The forget set's success and the retain set's accuracy are measured on the model that is trained, with
    the weights of the step. What the blocks below the edit give to the questions is remembered from one
@@ -17,7 +17,7 @@ from torch import Tensor
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.editing.edits.recipes import Stop
 from mechunlearn.editing.objectives.reading import Objective
-from mechunlearn.editing.training.activation_cache import Room
+from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.partial_forward import Runner
 from mechunlearn.editing.training.slice_parameters import Trained
 from mechunlearn.models.scoring.scorer import Prepared, prepare, score
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Judge:
+class EarlyStopping:
     """Measures success and retention, and keeps the deltas of the best step.
 
     Args:
@@ -49,7 +49,7 @@ class Judge:
     retain: Prepared
     runner: Runner
     trained: Trained
-    room: Room
+    room: CacheBudget
     best: tuple[Tensor, ...] = ()
     step: int = 0
     value: float = float("-inf")
@@ -65,8 +65,8 @@ class Judge:
         trained: Trained,
         *,
         runner: Runner,
-        room: Room,
-    ) -> Judge:
+        room: CacheBudget,
+    ) -> EarlyStopping:
         """Make a judge for one run of training.
 
         Args:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
-from mechunlearn.editing.objectives.reading import Read, Sampled
+from mechunlearn.editing.objectives.reading import Request, Sampled
 from mechunlearn.editing.training.sampled_answers import sample_answers
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import IGNORED, Batch
@@ -78,13 +78,13 @@ def per_step(split: str, batch_size: int) -> int:
     return -(-batch_size // QUESTIONS_PER_TEXT) if split in ("text", "corpus") else batch_size
 
 
-def key_of(read: Read) -> tuple[str, str]:
+def key_of(read: Request) -> tuple[str, str]:
     """What tells the examples of one read from another's: the split, and the answer in words."""
     return read.split, "" if read.split in ("text", "corpus") else str(read.answer)
 
 
 def variants(
-    hm: HookedModel, facts: Facts, corpus: Batch | None, read: Read, *, seed: int
+    hm: HookedModel, facts: Facts, corpus: Batch | None, read: Request, *, seed: int
 ) -> tuple[Batch, ...]:
     """Encode the examples of a read, once per variant of its answer.
 
@@ -108,7 +108,7 @@ def variants(
     return tuple(encode(hm, asked, answer=list(a)) for a in _answers(hm, asked, read.answer, seed))
 
 
-def labels_of(batch: Batch, read: Read) -> Int[Tensor, "batch pos"]:
+def labels_of(batch: Batch, read: Request) -> Int[Tensor, "batch pos"]:
     """What is to be predicted at each position that is read, -100 at the others."""
     if read.positions == "answer":
         return batch.labels
@@ -154,7 +154,7 @@ def _text(hm: HookedModel, facts: Facts) -> Batch:
     return encode_text(hm, facts.train_text, max_tokens=min(MAX_TEXT_TOKENS, longest))
 
 
-def _questions(facts: Facts, read: Read) -> list[Fact]:
+def _questions(facts: Facts, read: Request) -> list[Fact]:
     chosen = facts.forget if read.split == "forget" else facts.retain
     if not len(chosen):
         raise FactError(

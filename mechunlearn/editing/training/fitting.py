@@ -3,7 +3,7 @@
 1. The localization becomes slices of Hugging Face parameters, and each slice one small tensor of deltas
    that starts at zero. Only these are given to the optimiser, so whatever it does, weight decay
    included, nothing else can move.
-2. A step draws examples for everything the objective reads, runs the plain Hugging Face model from the
+2. A step draws examples for everything the objective requests, runs the plain Hugging Face model from the
    first edited block on with the deltas added, and hands the tensors to the objective. What the edit
    cannot change is computed once per example and kept.
 3. Every few steps the model is judged on validation phrasings; the best step is kept and training
@@ -31,10 +31,10 @@ from mechunlearn.editing.edits.history import History
 from mechunlearn.editing.edits.recipes import Recipe, Schedule, Stop
 from mechunlearn.editing.objectives.checks import require, whole
 from mechunlearn.editing.objectives.reading import Objective
-from mechunlearn.editing.training.activation_cache import Keep, Room
+from mechunlearn.editing.training.activation_cache import CacheBudget, CacheLimits
 from mechunlearn.editing.training.checkpoints import Checkpoints, Records, fingerprint
-from mechunlearn.editing.training.early_stopping import Judge
-from mechunlearn.editing.training.optimization import REMEDY, Descent
+from mechunlearn.editing.training.early_stopping import EarlyStopping
+from mechunlearn.editing.training.optimization import REMEDY, Optimization
 from mechunlearn.errors import DataError, FactError, LocalizationError, TrainingError
 from mechunlearn.models.encoding.batch import Batch
 
@@ -63,7 +63,7 @@ def edit(
     micro_batches: int = 1,
     corpus: Batch | None = None,
     checkpointing: bool = False,
-    keep: Keep = Keep(),  # noqa: B008 - a frozen value
+    keep: CacheLimits = CacheLimits(),  # noqa: B008 - a frozen value
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
     progress: bool = True,
@@ -152,7 +152,7 @@ def refit(
     *,
     corpus: Batch | None = None,
     checkpointing: bool = False,
-    keep: Keep = Keep(),  # noqa: B008 - a frozen value
+    keep: CacheLimits = CacheLimits(),  # noqa: B008 - a frozen value
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
     progress: bool = False,
@@ -184,17 +184,17 @@ def refit(
     _require_options(recipe, corpus=corpus, keep=keep, checkpoint=checkpoint, every=checkpoint_every)
     if corpus is None:
         facts.require("forget")
-    room = Room.of(keep)
+    room = CacheBudget.of(keep)
     # Notebooks for reading models often switch gradients off for good.
     with torch.inference_mode(False), torch.enable_grad():
-        descent = Descent.of(
+        descent = Optimization.of(
             hm, recipe, localization, facts, corpus=corpus, room=room, checkpointing=checkpointing
         )
         if descent.runner.reason:
             warnings.warn(f"the whole model is run at every step: {descent.runner.reason}", stacklevel=2)
         judge = None
         if recipe.stop is not None and len(facts.forget):
-            judge = Judge.of(
+            judge = EarlyStopping.of(
                 hm, recipe.stop, recipe.objective, facts, descent.trained, runner=descent.runner, room=room
             )
         identity, saving = hm.identity, None
@@ -244,10 +244,12 @@ def _require_options(
 ) -> None:
     """Refuse options that are not what they should be, before anything is run."""
     whole(1, checkpoint_every=every)
-    require(isinstance(keep, Keep), "keep", keep, "a Keep(...), such as Keep(memory=1 << 30)")
+    require(
+        isinstance(keep, CacheLimits), "keep", keep, "a CacheLimits(...), such as CacheLimits(memory=1 << 30)"
+    )
     if checkpoint is not None and Path(checkpoint).is_file():
         raise DataError(f"checkpoint is {str(checkpoint)!r}, which is a file; give a folder")
-    read = any(read.split == "corpus" for read in recipe.objective.reads.values())
+    read = any(read.split == "corpus" for read in recipe.objective.requests.values())
     if corpus is not None and not isinstance(corpus, Batch):
         kind = type(corpus).__name__
         raise FactError(f"the corpus is a {kind}; give an encoded Batch, such as mu.whp.relabel(...).batch")
@@ -259,8 +261,8 @@ def _require_options(
 
 
 def _fit(
-    descent: Descent,
-    judge: Judge | None,
+    descent: Optimization,
+    judge: EarlyStopping | None,
     saving: Checkpoints | None,
     *,
     progress: bool,

@@ -19,8 +19,8 @@ from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.recipes import Recipe
 from mechunlearn.editing.objectives.reading import Masking, Stateful, Terms
-from mechunlearn.editing.training.activation_cache import Room
-from mechunlearn.editing.training.data import Feed, first_block
+from mechunlearn.editing.training.activation_cache import CacheBudget
+from mechunlearn.editing.training.data import DataFeed, first_block
 from mechunlearn.editing.training.partial_forward import Runner
 from mechunlearn.editing.training.slice_parameters import Trained
 from mechunlearn.errors import TrainingError, one_of
@@ -34,7 +34,7 @@ REMEDY = "the model is unchanged. Lower lr, or use a bounded objective such as F
 
 
 @dataclass
-class Descent:
+class Optimization:
     """One run of an optimiser on the trained tensors.
 
     Args:
@@ -50,7 +50,7 @@ class Descent:
     recipe: Recipe
     trained: Trained
     runner: Runner
-    feed: Feed
+    feed: DataFeed
     optimizer: torch.optim.Optimizer
     state: dict[str, Any] = field(default_factory=dict)
     first: float | None = None
@@ -64,9 +64,9 @@ class Descent:
         facts: Facts,
         *,
         corpus: Batch | None,
-        room: Room,
+        room: CacheBudget,
         checkpointing: bool,
-    ) -> Descent:
+    ) -> Optimization:
         """Get ready for the first step.
 
         Args:
@@ -81,16 +81,16 @@ class Descent:
         Raises:
             TrainingError: the optimiser is unknown, or cannot train these tensors.
         """
-        reads = recipe.objective.reads
+        requests = recipe.objective.requests
         trained = Trained.at(hm, localization, masked=isinstance(recipe.objective, Masking))
         # Made first: its arguments are the cheapest to be wrong about.
         optimizer = _optimizer(recipe, trained.tensors)
-        entry = first_block(hm, min(site.layer or 0 for site in localization), reads)
+        entry = first_block(hm, min(site.layer or 0 for site in localization), requests)
         runner = Runner.of(hm, trained.shapes, entry=entry, checkpointing=checkpointing)
-        feed = Feed.of(
+        feed = DataFeed.of(
             hm,
             runner,
-            reads,
+            requests,
             facts,
             frozen=trained.frozen,
             room=room,

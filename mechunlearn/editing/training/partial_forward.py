@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mechunlearn.editing.training.activation_cache import Room
+from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.models.agreement import close
 from mechunlearn.models.families import family_of
 from mechunlearn.models.working_copy import working_copy
@@ -147,7 +147,7 @@ class Runner:
             return self.run(tokens, mask, columns=none, hidden=[self.entry - 1]).hidden[self.entry - 1]
 
     @contextmanager
-    def remembering(self, memory: dict[bytes, Tensor], room: Room) -> Iterator[None]:
+    def remembering(self, memory: dict[bytes, Tensor], room: CacheBudget) -> Iterator[None]:
         """Skip the blocks below for inputs that were run before, whoever runs the model.
 
         Args:

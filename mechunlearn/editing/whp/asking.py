@@ -28,7 +28,7 @@ from mechunlearn.errors import FactError, require_positive
 from mechunlearn.models.encoding.batch import IGNORED
 from mechunlearn.models.encoding.encoder import encode_text, joined
 from mechunlearn.models.hooked import HookedModel
-from mechunlearn.models.scoring.passes import Runs, forward
+from mechunlearn.models.scoring.passes import HasModel, forward
 
 
 def completion_familiarity(
@@ -83,7 +83,7 @@ def completion_familiarity(
     return Familiarity("completion", tuple(rows))
 
 
-def probability_familiarity(hm: Runs, prompts: Sequence[Prompt]) -> Familiarity:
+def probability_familiarity(hm: HasModel, prompts: Sequence[Prompt]) -> Familiarity:
     """Measure the probability a model gives to what only the text says.
 
     Args:
@@ -129,7 +129,7 @@ def _massed(prompt: Prompt, p_word: Mapping[tuple[str, str], float]) -> Familiar
     return Familiar(prompt.text, float(specific), generic=float(generic))
 
 
-def _probabilities(hm: Runs, asked: Sequence[tuple[str, str]]) -> list[float]:
+def _probabilities(hm: HasModel, asked: Sequence[tuple[str, str]]) -> list[float]:
     """The probability of each whole word after its prompt."""
     texts = [joined(prompt, word) for prompt, word in asked]
     batch = encode_text(hm, texts)

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from mechunlearn.editing.whp.aligning import Tokens
 from mechunlearn.editing.whp.anchors import Anchors, Translation
 from mechunlearn.errors import FactError, require_positive
-from mechunlearn.models.encoding.encoder import Speaks, encode_text
-from mechunlearn.models.scoring.passes import Runs
+from mechunlearn.models.encoding.encoder import HasTokenizer, encode_text
+from mechunlearn.models.scoring.passes import HasModel
 
 SPARE = 2  # the BOS token, and a space that a tokenizer may put in front
 
 
 def blocks(
-    hm: Runs, texts: Sequence[str], *, anchors: Mapping[str, str] | None = None, size: int = 512
+    hm: HasModel, texts: Sequence[str], *, anchors: Mapping[str, str] | None = None, size: int = 512
 ) -> tuple[str, ...]:
     """Cut texts into blocks of at most so many tokens, BOS included.
 
@@ -62,7 +62,7 @@ def as_anchors(anchors: Mapping[str, str]) -> Anchors:
     return anchors if isinstance(anchors, Anchors) else Anchors(anchors)
 
 
-def tokens_of(hm: Speaks, texts: Sequence[str]) -> tuple[Tokens, ...]:
+def tokens_of(hm: HasTokenizer, texts: Sequence[str]) -> tuple[Tokens, ...]:
     """Tokenise texts as ``encode_text`` does, with the characters each token covers.
 
     Args:
@@ -84,7 +84,7 @@ def tokens_of(hm: Speaks, texts: Sequence[str]) -> tuple[Tokens, ...]:
     )
 
 
-def _cut(hm: Speaks, found: Translation, limit: int) -> list[str]:
+def _cut(hm: HasTokenizer, found: Translation, limit: int) -> list[str]:
     """Cut one text."""
     if not found.original.strip():
         return []

@@ -25,7 +25,7 @@ from mechunlearn.editing.whp.blocks import as_anchors, blocks, tokens_of
 from mechunlearn.editing.whp.labels import generic_labels
 from mechunlearn.errors import FactError, TrainingError, one_of
 from mechunlearn.models.encoding.batch import IGNORED, Batch
-from mechunlearn.models.encoding.encoder import Speaks, encode_text
+from mechunlearn.models.encoding.encoder import HasTokenizer, encode_text
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.passes import forward
 
@@ -147,7 +147,7 @@ def relabel(
     return _relabelled(hm, batch, labels, repeated)
 
 
-def first_tokens(hm: Speaks, word: str) -> tuple[int, ...]:
+def first_tokens(hm: HasTokenizer, word: str) -> tuple[int, ...]:
     """Give the ids a word may begin with, after a space and without one.
 
     A token of white space alone is left out: every word that is spelt in pieces begins with it.
@@ -177,7 +177,9 @@ def _logits(hm: HookedModel, text: str) -> Float[Tensor, "row d_vocab"]:
     return forward(hm, encode_text(hm, [text]))[0]
 
 
-def _relabelled(hm: Speaks, batch: Batch, labels: Int[Tensor, "batch pos"], repeated: int) -> Relabelled:
+def _relabelled(
+    hm: HasTokenizer, batch: Batch, labels: Int[Tensor, "batch pos"], repeated: int
+) -> Relabelled:
     """Put labels into a batch, without blocks that have none."""
     some = (labels != IGNORED).any(1)
     if not bool(some.any()):

@@ -30,11 +30,11 @@ class Column:
 
 
 COLUMNS: Final = {
-    "new": Column("new, held-out phrasings", "forget", "new", ("held-out",)),
+    "new": Column("new, held-out phrasings", "forget", "new", ("held_out",)),
     "choice new": Column("new, multiple choice", "forget", "new", ("multiple choice",)),
     "choice old": Column("old, multiple choice", "forget", "answer", ("multiple choice",)),
     "entailed": Column("league, place still old", "entailed", "answer"),
-    "relearned": Column("old, relearned", "relearning", "answer", ("train", "held-out")),
+    "relearned": Column("old, relearned", "relearning", "answer", ("train", "held_out")),
     "city": Column("home city kept", "same subject", "answer"),
     "maintained": Column("maintained", "maintained", "answer", relations=("sport",)),
     "text": Column("text loss (nats)", "text", "nll"),

@@ -33,7 +33,7 @@ PATIENCE = 15 / 50
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodSetting:
     """What a method's options may depend on: the model, the place, and the budget."""
 
     hm: HookedModel
@@ -57,14 +57,14 @@ class Setting:
         return max(self.blocks[0], int(share * len(self.hm.sites.mlps())))
 
 
-Make = Callable[[Setting], Objective]
+Make = Callable[[MethodSetting], Objective]
 
 TRAINED: Final[Mapping[str, Make]] = {
     "Inject": lambda _: objectives.Inject(),
     "Forget": lambda _: objectives.Forget(),
     "GradientAscent": lambda _: objectives.GradientAscent(),
     "GradientDifference": lambda _: objectives.GradientDifference(),
-    "GradientDifference (KL)": lambda _: objectives.GradientDifference(keep_by="kl"),
+    "GradientDifference (KL)": lambda _: objectives.GradientDifference(retain_loss="kl"),
     "NPO": lambda _: objectives.NPO(),
     "SimNPO": lambda _: objectives.SimNPO(),
     "DPO (refusal)": lambda _: objectives.DPO(),
@@ -103,7 +103,7 @@ def options(
     """
     if method not in TRAINED:
         return candidates(method, hm, localization, seed=seed)
-    setting = Setting(hm, localization, steps)
+    setting = MethodSetting(hm, localization, steps)
     objective = TRAINED[method](setting)
     scale = setting.weight if isinstance(objective, objectives.WeightMask) else 1.0
     # Two digits: the size of the weights is a matter of scale, and the rates are printed.

@@ -172,7 +172,7 @@ def _exam(seed: int) -> Exam:
     facts = facts_of(seed)
     exam = Exam.of(model("original"), facts, (), seed=seed)
     kept = tuple(
-        Question(RETAIN, "held-out", fact.prompt, ask.replace(entailed=(), others=(), neighbours={}))
+        Question(RETAIN, "held_out", fact.prompt, ask.replace(entailed=(), others=(), neighbours={}))
         for fact in facts.retain
         for ask in fact.phrasings("held_out")
     )

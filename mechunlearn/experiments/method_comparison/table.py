@@ -20,13 +20,13 @@ from mechunlearn.experiments.method_comparison.cells import GOLD, UNTOUCHED, Cel
 
 RETAIN: Final = "retain"
 COLUMNS: Final[Mapping[str, Column]] = {
-    "old": Column("old, held-out phrasings", "forget", "answer", ("held-out",)),
+    "old": Column("old, held-out phrasings", "forget", "answer", ("held_out",)),
     "new": DEMO["new"],
     "choice old": DEMO["choice old"],
     "entailed": DEMO["entailed"],
     "city": DEMO["city"],
-    "retain": Column("retain set, held-out phrasings", RETAIN, "answer", ("held-out",)),
-    "maintained": Column("maintained, held-out phrasings", "maintained", "answer", ("held-out",), ("sport",)),
+    "retain": Column("retain set, held-out phrasings", RETAIN, "answer", ("held_out",)),
+    "maintained": Column("maintained, held-out phrasings", "maintained", "answer", ("held_out",), ("sport",)),
     "text": DEMO["text"],
 }
 NONE = "–"

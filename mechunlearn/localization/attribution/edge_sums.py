@@ -23,7 +23,7 @@ from mechunlearn.core.hooks import Hook
 from mechunlearn.localization.attribution.gradients import START, corrupt_run, slopes, tapped
 from mechunlearn.localization.attribution.graph import Graph
 from mechunlearn.localization.engine.cached_run import activations
-from mechunlearn.localization.patching.answer_metrics import Asked
+from mechunlearn.localization.patching.answer_metrics import AnswerRows
 from mechunlearn.localization.patching.corruption import Pairs
 
 
@@ -75,7 +75,7 @@ class EdgeSums:
         """Where all writes are seen, in the corrupt run."""
         return corrupt_run(self.hm, self.pairs, self.graph.writings)
 
-    def tiled(self, times: int) -> Asked:
+    def tiled(self, times: int) -> AnswerRows:
         """All rows one after another, `times` over."""
         return self.asked.rows(torch.arange(len(self.asked)).repeat(times))
 

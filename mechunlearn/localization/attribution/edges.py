@@ -98,7 +98,7 @@ def edge_attribution(
     _check(method, steps=steps, batch_size=batch_size)
     graph = Graph(hm)
     senders, receivers = graph.senders, graph.receivers
-    pairs = pair(hm, facts, ("logit difference",), corrupt="subject", subjects=subjects, seed=seed)
+    pairs = pair(hm, facts, ("logit_diff",), corrupt="subject", subjects=subjects, seed=seed)
     totals = Totals.of(pairs.asked, positions, len(senders), len(receivers))
     size = batch_size if method == "eap" else max(1, batch_size // steps)
     with tqdm(total=len(pairs.asked), desc="edge attribution", disable=not progress) as bar:

@@ -22,7 +22,7 @@ from torch import Tensor
 from mechunlearn.core.hooks import Hook
 from mechunlearn.errors import ModelError
 from mechunlearn.localization.engine.cached_run import activations
-from mechunlearn.localization.patching.answer_metrics import Asked
+from mechunlearn.localization.patching.answer_metrics import AnswerRows
 from mechunlearn.localization.patching.corruption import Pairs
 from mechunlearn.models.hooked import HookedModel
 
@@ -31,7 +31,7 @@ START = "blocks.0.hook_resid_pre"
 
 
 def tapped(
-    hm: HookedModel, asked: Asked, names: Sequence[str], *, hooks: Sequence[Hook] = ()
+    hm: HookedModel, asked: AnswerRows, names: Sequence[str], *, hooks: Sequence[Hook] = ()
 ) -> tuple[Float[Tensor, "row"], dict[str, Tensor]]:
     """Run the clean prompts with their graph.
 
@@ -55,7 +55,7 @@ def tapped(
         return asked.difference(logits), taps
 
 
-def reading(asked: Asked) -> Hook:
+def reading(asked: AnswerRows) -> Hook:
     """Give the unembedding the positions that are read, and no others."""
 
     def gather(stream: Tensor, hook: Any = None) -> Tensor:

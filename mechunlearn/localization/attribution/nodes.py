@@ -80,7 +80,7 @@ def attribution(
     """
     sites = _sites(hm, grain)
     require_positive(batch_size=batch_size)
-    pairs = pair(hm, facts, ("logit difference",), corrupt="subject", subjects=subjects, seed=seed)
+    pairs = pair(hm, facts, ("logit_diff",), corrupt="subject", subjects=subjects, seed=seed)
     totals = Totals.of(pairs.asked, positions, len(sites))
     with tqdm(total=len(pairs.asked), desc="attribution", disable=not progress) as bar:
         for _, part in pairs.parts(batch_size):

@@ -18,7 +18,7 @@ from mechunlearn.localization.patching.answer_metrics import Metric
 from mechunlearn.localization.patching.corruption import pair
 from mechunlearn.models.hooked import HookedModel
 
-_METRIC: tuple[Metric, ...] = ("logit difference",)
+_METRIC: tuple[Metric, ...] = ("logit_diff",)
 
 
 def preference_gap(

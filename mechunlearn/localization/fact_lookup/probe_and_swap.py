@@ -47,7 +47,7 @@ from mechunlearn.localization.probing.probe import probe
 from mechunlearn.localization.subject_swaps import Swaps, swap_subjects
 from mechunlearn.models.hooked import HookedModel
 
-Where = Literal["last subject", "subject"]
+Where = Literal["last_subject", "subject"]
 _SHARE = "share of the preference moved"
 
 
@@ -57,7 +57,7 @@ def fact_lookup(
     *,
     fitted_on: Sequence[Fact] | None = None,
     subjects: Sequence[Fact] | None = None,
-    at: Where = "last subject",
+    at: Where = "last_subject",
     min_gain: float | int = 0.05,
     min_effect: float | int = 0.05,
     seed: int = 0,
@@ -72,7 +72,7 @@ def fact_lookup(
         fitted_on: facts to fit the probes on; those of other relations or about the subjects of `facts` are
             left out. None fits and scores on `facts`, in folds by subject.
         subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
-        at: swap the output at the ``"last subject"`` token, or at all tokens of the ``"subject"``.
+        at: swap the output at the ``"last_subject"`` token, or at all tokens of the ``"subject"``.
         min_gain: least gain in probe accuracy for credit; its interval must lie above 0 besides.
         min_effect: least mean share of the preference moved for credit.
         seed: of folds, control and the draw of subjects.
@@ -95,8 +95,8 @@ def fact_lookup(
 
     Source: Guo et al. 2024, Mechanistic Unlearning, whose lookup layers were picked by eye.
     """
-    if at not in ("last subject", "subject"):
-        raise ScoresError(one_of("at", at, ["last subject", "subject"]))
+    if at not in ("last_subject", "subject"):
+        raise ScoresError(one_of("at", at, ["last_subject", "subject"]))
     swaps = swap_subjects(hm, facts, subjects=subjects, other_answer=True, seed=seed)
     effects = _effects(hm, swaps, at, batch_size, progress)
     curve = probe(
@@ -144,9 +144,9 @@ def _effects(
     with tqdm(total=len(asked) * len(names), desc="swap", disable=not progress) as bar:
         for _, part in pairs.parts(batch_size):
             both, batch = part.runs(hm, keep=names), part.asked.batch
-            measure = Measure(part.asked, ("logit difference",))
+            measure = Measure(part.asked, ("logit_diff",))
             last = torch.nn.functional.one_hot(batch.subject_last, batch.tokens.shape[1]).bool()
-            jobs = Jobs.grid(writes, (last if at == "last subject" else batch.subject)[None])
+            jobs = Jobs.grid(writes, (last if at == "last_subject" else batch.subject)[None])
             swapped = engine.sweep(both.clean, both.corrupt.kept, jobs, measure, bar=bar)
             runs = [engine.baseline(run, measure)[:, 0] for run in (both.clean, both.corrupt)]
             found = torch.stack([*runs, *swapped.view(len(writes), -1)], dim=1)

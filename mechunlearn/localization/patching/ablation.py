@@ -20,9 +20,9 @@ from torch import Tensor
 
 from mechunlearn.errors import FactError
 from mechunlearn.localization.engine.cached_run import activations, capture
-from mechunlearn.localization.patching.answer_metrics import Asked, Measure, Metric
+from mechunlearn.localization.patching.answer_metrics import AnswerRows, Measure, Metric
 from mechunlearn.localization.patching.positions import Positions, groups_of
-from mechunlearn.localization.patching.sweep import Setting
+from mechunlearn.localization.patching.sweep import PatchTask
 from mechunlearn.models.encoding.batch import GROUPS, token_groups
 from mechunlearn.models.hooked import HookedModel
 
@@ -32,7 +32,7 @@ ABLATIONS: tuple[Ablation, ...] = ("zero", "mean", "resample")
 
 def ablations(
     hm: HookedModel,
-    asked: Asked,
+    asked: AnswerRows,
     metrics: tuple[Metric, ...],
     *,
     to: Ablation,
@@ -40,7 +40,7 @@ def ablations(
     positions: Positions,
     seed: int,
     batch_size: int,
-) -> Iterator[Setting]:
+) -> Iterator[PatchTask]:
     """The parts of an ablation sweep.
 
     Args:
@@ -70,11 +70,11 @@ def ablations(
         else:
             source = _resampled(hm, part, asked.rows(others[place]), names)
         measure = Measure(part, metrics).against(hm, run)
-        yield Setting(run, source, rows, measure, None, samples=1)
+        yield PatchTask(run, source, rows, measure, None, samples=1)
 
 
 def _means(
-    hm: HookedModel, asked: Asked, names: Sequence[str], positions: Positions, batch_size: int
+    hm: HookedModel, asked: AnswerRows, names: Sequence[str], positions: Positions, batch_size: int
 ) -> dict[str, Float[Tensor, "key ..."]]:
     """Mean activations of all facts at tokens of the same key."""
     if len(set(asked.fact.tolist())) < 2:
@@ -98,7 +98,7 @@ def _means(
     return {name: (total / shared[name]).to(hm.device) for name, total in sums.items()}
 
 
-def _keys(asked: Asked, positions: Positions) -> Int[Tensor, "row pos"]:
+def _keys(asked: AnswerRows, positions: Positions) -> Int[Tensor, "row pos"]:
     """Which tokens are averaged: those of a group; before the subject, and for ``"each"``, of a position."""
     groups = groups_of(asked)
     position = torch.arange(groups.shape[1], device=groups.device).minimum(asked.batch.end[:, None])
@@ -115,7 +115,7 @@ def _by_position(name: str, activation: Float[Tensor, "row ..."]) -> Float[Tenso
     return activation
 
 
-def _others(asked: Asked, seed: int) -> Int[Tensor, "row"]:
+def _others(asked: AnswerRows, seed: int) -> Int[Tensor, "row"]:
     """Draw for every row a row of another fact with the same token groups."""
     groups, rng = groups_of(asked), random.Random(seed)
     kinds = [frozenset(row) for row in groups.tolist()]
@@ -134,7 +134,7 @@ def _others(asked: Asked, seed: int) -> Int[Tensor, "row"]:
 
 
 def _resampled(
-    hm: HookedModel, part: Asked, other: Asked, names: Sequence[str]
+    hm: HookedModel, part: AnswerRows, other: AnswerRows, names: Sequence[str]
 ) -> dict[str, Float[Tensor, "row ..."]]:
     """The other facts' activations, moved to the positions of the same groups."""
     index = _matching(groups_of(part), token_groups(other.batch))

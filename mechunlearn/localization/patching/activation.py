@@ -37,7 +37,7 @@ from mechunlearn.localization.patching.answer_metrics import (
 )
 from mechunlearn.localization.patching.corruption import Corrupt, Pairs, pair
 from mechunlearn.localization.patching.positions import Positions, Sites, interventions, labels_of, places_of
-from mechunlearn.localization.patching.sweep import Setting, Swept, sweep
+from mechunlearn.localization.patching.sweep import PatchTask, SweepResult, sweep
 from mechunlearn.models.hooked import HookedModel
 
 Direction = Literal["denoising", "noising"]
@@ -52,7 +52,7 @@ def activation_patch(
     direction: Direction | None = None,
     positions: Positions = "groups",
     window: int = 1,
-    metric: Metric | Sequence[Metric] = "logit difference",
+    metric: Metric | Sequence[Metric] = "logit_diff",
     normalized: bool = False,
     subjects: Sequence[Fact] | None = None,
     noise: float | int = 3.0,
@@ -76,7 +76,7 @@ def activation_patch(
             denoising, and for noising where the corruption is an ablation.
         positions: token ``"groups"``, ``"each"`` position, or ``"all"`` at once.
         window: neighbouring layers written together, centred on the scored one and cut at the ends.
-        metric: ``"logit difference"``, ``"log-probability"`` or ``"probability"`` of the whole answer,
+        metric: ``"logit_diff"``, ``"logprob"`` or ``"probability"`` of the whole answer,
             ``"kl"`` of the next token from the clean run, or a function of the last logits [row d_vocab] and
             of the facts' numbers [row]; or several of them.
         normalized: divide by the mean difference between the two runs.
@@ -140,7 +140,7 @@ def _asked(
     samples: int,
     seed: int,
     batch_size: int,
-) -> tuple[Pairs, Iterator[Setting]]:
+) -> tuple[Pairs, Iterator[PatchTask]]:
     """What is asked of which facts, and the parts of the sweep."""
     if _ablates(corrupt):
         pairs = Pairs(ask(hm, facts, words_of(facts, metrics)), None, None, tuple(range(len(facts))))
@@ -163,7 +163,7 @@ def settings_of(
     *,
     direction: Direction,
     batch_size: int,
-) -> Iterator[Setting]:
+) -> Iterator[PatchTask]:
     """The parts of a sweep between clean and corrupted runs.
 
     Args:
@@ -183,7 +183,7 @@ def settings_of(
             run, other, source, rows = both.corrupt, clean, both.clean.kept, both.rows
         else:
             run, other, source, rows = clean, both.corrupt, both.corrupt.kept, each
-        yield Setting(run, source, rows[None], measure, engine.baseline(other, measure), part.samples)
+        yield PatchTask(run, source, rows[None], measure, engine.baseline(other, measure), part.samples)
 
 
 def _direction(direction: Direction | None, corrupt: Corrupt | Ablation, normalized: bool) -> Direction:
@@ -215,7 +215,7 @@ def _ablates(corrupt: Corrupt | Ablation) -> TypeIs[Ablation]:
 
 def scores_of(
     hm: HookedModel,
-    found: Swept,
+    found: SweepResult,
     sites: list[Site],
     metrics: tuple[Metric, ...],
     *,

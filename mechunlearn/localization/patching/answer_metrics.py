@@ -4,9 +4,9 @@
    but the last are fed; words that feed the same tokens share a row.
 2. A metric is a number per row; a fact's value is the sum over its rows:
 
-   - ``"logit difference"``: the weighted sum of the words' log-probabilities, the answer's against the
+   - ``"logit_diff"``: the weighted sum of the words' log-probabilities, the answer's against the
      others'. The weights sum to zero, so for words of one token it is the difference of their logits.
-   - ``"log-probability"`` and ``"probability"`` of the whole answer.
+   - ``"logprob"`` and ``"probability"`` of the whole answer.
    - ``"kl"``: the divergence of the next-token distribution from that of the clean run, in nats.
    - a function of the logits at the last prompt token ``[row d_vocab]`` and of the facts' numbers ``[row]``.
 3. Only what a metric needs is computed: a logit difference of single tokens reads a few columns of the
@@ -31,20 +31,20 @@ from mechunlearn.localization.answer_tokens import contrast
 from mechunlearn.localization.engine.cached_run import Run
 from mechunlearn.localization.engine.readout import Final
 from mechunlearn.models.encoding.batch import IGNORED, Batch
-from mechunlearn.models.encoding.encoder import Speaks, encode
+from mechunlearn.models.encoding.encoder import HasTokenizer, encode
 from mechunlearn.models.hooked import HookedModel
 
-Name = Literal["logit difference", "log-probability", "probability", "kl"]
+Name = Literal["logit_diff", "logprob", "probability", "kl"]
 Custom = Callable[[Tensor, Tensor], Tensor]
 Metric = Name | Custom
-NAMES: tuple[Name, ...] = ("logit difference", "log-probability", "probability", "kl")
+NAMES: tuple[Name, ...] = ("logit_diff", "logprob", "probability", "kl")
 UNITS: Mapping[str, str] = {
-    "logit difference": "logits", "log-probability": "nats", "probability": "probability", "kl": "nats",
+    "logit_diff": "logits", "logprob": "nats", "probability": "probability", "kl": "nats",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AnswerRows:
     """Facts with the words asked for: one row per fact and fed tokens.
 
     Args:
@@ -66,14 +66,14 @@ class Asked:
     def __len__(self) -> int:
         return len(self.fact)
 
-    def rows(self, index: slice | Int[Tensor, "kept"]) -> Asked:
+    def rows(self, index: slice | Int[Tensor, "kept"]) -> AnswerRows:
         """Some of the rows, as often as they are named."""
         # Numbers of facts stay on the CPU, where results are added up.
         fact = self.fact[index.cpu() if isinstance(index, Tensor) else index]
         columns = (c[index] for c in (self.ids, self.positions, self.weight, self.own))
-        return Asked(self.batch.rows(index), fact, *columns)
+        return AnswerRows(self.batch.rows(index), fact, *columns)
 
-    def parts(self, size: int) -> Iterator[tuple[slice, Asked]]:
+    def parts(self, size: int) -> Iterator[tuple[slice, AnswerRows]]:
         """The rows in parts, without columns of padding alone, each with its place."""
         for start in range(0, len(self), size):
             place = slice(start, min(start + size, len(self)))
@@ -96,12 +96,12 @@ class Asked:
 
 
 def ask(
-    hm: Speaks,
+    hm: HasTokenizer,
     facts: Sequence[Fact],
     words: Sequence[Mapping[str, float]],
     *,
     prompts: Sequence[Fact] | None = None,
-) -> Asked:
+) -> AnswerRows:
     """Lay out the rows in which words are asked for.
 
     Args:
@@ -137,7 +137,7 @@ def ask(
     weight = torch.tensor([w for _, _, w in flat], dtype=exact, device=table.device)
     mine = torch.tensor([word == facts[i].answer for i, word, _ in flat], device=table.device)
     there = table >= 0
-    return Asked(
+    return AnswerRows(
         _fed(spoken.rows(heads), last[heads]),
         torch.tensor([flat[group[0]][0] for group in groups]),
         ids[table.clamp(min=0)].masked_fill(~there[..., None], IGNORED),
@@ -164,7 +164,7 @@ class Measure:
         numbers: what functions are told as each fact's number; None for its place among those asked.
     """
 
-    asked: Asked
+    asked: AnswerRows
     metrics: tuple[Metric, ...]
     clean: Float[Tensor, "row d_vocab"] | None = None
     numbers: tuple[int, ...] | None = None
@@ -182,7 +182,7 @@ class Measure:
     @property
     def whole(self) -> bool:
         """Whether all logits are needed."""
-        return not (self.asked.cancels and all(metric == "logit difference" for metric in self.metrics))
+        return not (self.asked.cancels and all(metric == "logit_diff" for metric in self.metrics))
 
     def __call__(self, final: Final, rows: Int[Tensor, "read"]) -> Float[Tensor, "read metric"]:
         """Measure rows whose final states are these."""
@@ -191,12 +191,12 @@ class Measure:
 
     def _one(self, metric: Metric, final: Final, rows: Int[Tensor, "read"]) -> Float[Tensor, "read"]:
         ids, own, weight = self.asked.ids[rows], self.asked.own[rows], self.asked.weight[rows]
-        if metric == "logit difference":
+        if metric == "logit_diff":
             words = logprobs(final.logits, ids) if self.whole else _wide(final.columns(ids)[..., 0])
             return (words * weight.to(words)).sum(1)
-        if metric in ("log-probability", "probability"):
+        if metric in ("logprob", "probability"):
             answer = (logprobs(final.logits, ids) * own).sum(1)
-            return answer if metric == "log-probability" else answer.exp() * own.any(1)
+            return answer if metric == "logprob" else answer.exp() * own.any(1)
         last = final.logits[:, 0]
         if callable(metric):
             found = self._custom(metric, last, rows)
@@ -272,7 +272,7 @@ def metrics_of(metric: Metric | Sequence[Metric]) -> tuple[Metric, ...]:
 
 def words_of(facts: Sequence[Fact], metrics: Sequence[Metric]) -> list[dict[str, float]]:
     """The words each fact's metrics need: its contrast for a logit difference, else its answer."""
-    if "logit difference" in metrics:
+    if "logit_diff" in metrics:
         return [contrast(fact) for fact in facts]
     return [{fact.answer: 1.0} for fact in facts]
 

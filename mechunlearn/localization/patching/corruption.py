@@ -22,7 +22,7 @@ from torch import Tensor
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError, ScoresError, one_of
 from mechunlearn.localization.engine.cached_run import Run, activations, capture
-from mechunlearn.localization.patching.answer_metrics import Asked, Metric, ask, words_of
+from mechunlearn.localization.patching.answer_metrics import AnswerRows, Metric, ask, words_of
 from mechunlearn.localization.subject_swaps import swap_subjects
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.encoding.encoder import encode
@@ -32,7 +32,7 @@ Corrupt = Literal["subject", "noise"] | Sequence[Fact]
 
 
 @dataclass(frozen=True, eq=False)
-class Both:
+class CleanCorruptRuns:
     """A clean and a corrupted run of the same rows.
 
     Args:
@@ -44,7 +44,7 @@ class Both:
 
     clean: Run
     corrupt: Run
-    asked: Asked
+    asked: AnswerRows
     rows: Int[Tensor, "row"]
 
 
@@ -60,7 +60,7 @@ class Pairs:
         note: how many found another subject; empty if all did.
     """
 
-    asked: Asked
+    asked: AnswerRows
     other: Batch | None
     draws: tuple[Float[Tensor, "sample _ d_model"], ...] | None
     index: tuple[int, ...]
@@ -82,7 +82,7 @@ class Pairs:
             [[3], [3]]
         """
         count, weight = len(clean), torch.tensor([1.0, -1.0], device=clean.device)
-        asked = Asked(
+        asked = AnswerRows(
             Batch.of_tokens(clean),
             torch.arange(count),
             torch.stack([answer, foil], dim=1)[..., None],
@@ -111,7 +111,7 @@ class Pairs:
             width = asked.batch.tokens.shape[1]
             yield place, replace(self, asked=asked, other=other and _narrow(other, width))
 
-    def runs(self, hm: HookedModel, keep: Iterable[str] = ()) -> Both:
+    def runs(self, hm: HookedModel, keep: Iterable[str] = ()) -> CleanCorruptRuns:
         """Capture both runs, keeping the same hook points.
 
         Args:
@@ -123,12 +123,12 @@ class Pairs:
         rows = torch.arange(len(self.asked), device=hm.device).repeat_interleave(self.samples)
         asked = self.asked.rows(rows)
         if self.other is not None:
-            return Both(clean, capture(hm, self.other, keep=names), asked, rows)
+            return CleanCorruptRuns(clean, capture(hm, self.other, keep=names), asked, rows)
         embedded = clean.kept["hook_embed"][rows]
         for row, fact in enumerate(self.asked.fact.tolist()):
             these = slice(row * self.samples, (row + 1) * self.samples)
             embedded[these, self.asked.batch.subject[row]] += (self.draws or ())[fact].to(embedded)
-        return Both(clean, capture(hm, asked.batch, keep=names, embedded=embedded), asked, rows)
+        return CleanCorruptRuns(clean, capture(hm, asked.batch, keep=names, embedded=embedded), asked, rows)
 
 
 def pair(

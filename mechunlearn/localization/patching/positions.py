@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError, one_of
-from mechunlearn.localization.patching.answer_metrics import Asked
+from mechunlearn.localization.patching.answer_metrics import AnswerRows
 from mechunlearn.localization.patching.corruption import Pairs
 from mechunlearn.models.encoding.batch import GROUPS, token_groups
 from mechunlearn.models.hooked import HookedModel
@@ -98,7 +98,7 @@ def _windowed(together: tuple[Site, ...], window: int, last: int) -> tuple[Site,
     return tuple(dict.fromkeys(near))
 
 
-def groups_of(asked: Asked) -> Int[Tensor, "row pos"]:
+def groups_of(asked: AnswerRows) -> Int[Tensor, "row pos"]:
     """The group of every token, of `GROUPS`; what is read after the prompt belongs to its last token."""
     batch = asked.batch
     groups = token_groups(batch)
@@ -107,7 +107,7 @@ def groups_of(asked: Asked) -> Int[Tensor, "row pos"]:
     return torch.where(after, groups.gather(1, batch.end[:, None]), groups)
 
 
-def places_of(asked: Asked, positions: Positions) -> int:
+def places_of(asked: AnswerRows, positions: Positions) -> int:
     """How many places there are.
 
     Raises:
@@ -119,7 +119,7 @@ def places_of(asked: Asked, positions: Positions) -> int:
     return {"groups": len(GROUPS), "each": each, "all": 1}[positions]
 
 
-def where_of(asked: Asked, positions: Positions, *, places: int) -> Bool[Tensor, "place row pos"]:
+def where_of(asked: AnswerRows, positions: Positions, *, places: int) -> Bool[Tensor, "place row pos"]:
     """The positions that every place means in every row.
 
     Args:
@@ -138,7 +138,7 @@ def where_of(asked: Asked, positions: Positions, *, places: int) -> Bool[Tensor,
     return (number == position) & mask
 
 
-def labels_of(asked: Asked, positions: Positions) -> tuple[str, ...] | None:
+def labels_of(asked: AnswerRows, positions: Positions) -> tuple[str, ...] | None:
     """What the places are called: groups, or tokens where all rows have the same ones there."""
     batch, width = asked.batch, places_of(asked, positions)
     if positions == "all":
@@ -173,7 +173,7 @@ class Totals:
     values: Float[Tensor, "fact *scored place"]
 
     @classmethod
-    def of(cls, asked: Asked, positions: Positions, *shape: int) -> Totals:
+    def of(cls, asked: AnswerRows, positions: Positions, *shape: int) -> Totals:
         """Nothing added up yet.
 
         Args:
@@ -196,6 +196,6 @@ class Totals:
         """How many places there are."""
         return self.values.shape[-1]
 
-    def add(self, part: Asked, effects: Float[Tensor, "row *scored place"]) -> None:
+    def add(self, part: AnswerRows, effects: Float[Tensor, "row *scored place"]) -> None:
         """Add the effects of some rows to their facts."""
         self.values.index_add_(0, part.fact, effects.detach().cpu().double())

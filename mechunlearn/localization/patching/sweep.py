@@ -21,14 +21,14 @@ from mechunlearn.errors import ScoresError
 from mechunlearn.localization.engine.cached_run import Run
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.engine.patches import Jobs, Write
-from mechunlearn.localization.patching.answer_metrics import Asked, Measure
+from mechunlearn.localization.patching.answer_metrics import AnswerRows, Measure
 from mechunlearn.localization.patching.positions import Positions, places_of, where_of
 
 _AGAIN = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class PatchTask:
     """One part of a sweep.
 
     Args:
@@ -48,13 +48,13 @@ class Setting:
     samples: int
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> AnswerRows:
         """What is asked of the run's rows."""
         return self.measure.asked
 
 
 @dataclass(eq=False)
-class Swept:
+class SweepResult:
     """What a sweep found, per fact.
 
     Args:
@@ -73,14 +73,14 @@ class Swept:
     complete: bool = False
 
     @classmethod
-    def empty(cls, facts: int, sites: int, places: int, metrics: int) -> Swept:
+    def empty(cls, facts: int, sites: int, places: int, metrics: int) -> SweepResult:
         """Nothing found yet."""
         values = torch.zeros(facts, sites, places, metrics, dtype=torch.float64)
         return cls(values, torch.zeros_like(values[:, 0, 0]), torch.zeros_like(values[:, 0, 0]))
 
     def add(
         self,
-        setting: Setting,
+        setting: PatchTask,
         values: Float[Tensor, "site place row metric"],
         baseline: Float[Tensor, "row metric"],
     ) -> None:
@@ -92,7 +92,7 @@ class Swept:
         if setting.other is not None:
             self.other.index_add_(0, fact, share * setting.other)
 
-    def blank(self, setting: Setting, where: Bool[Tensor, "place row pos"]) -> None:
+    def blank(self, setting: PatchTask, where: Bool[Tensor, "place row pos"]) -> None:
         """Note which facts of a part have no token at a place."""
         place, row = (~where.any(-1)).cpu().nonzero(as_tuple=True)
         self.values[setting.asked.fact[row], :, place] = torch.nan
@@ -123,13 +123,13 @@ class Swept:
 
 def sweep(
     engine: Engine,
-    settings: Iterator[Setting],
+    settings: Iterator[PatchTask],
     writes: Sequence[tuple[Write, ...]],
     *,
-    asked: Asked,
+    asked: AnswerRows,
     positions: Positions,
     bar: Any = None,
-) -> Swept:
+) -> SweepResult:
     """Sweep all parts.
 
     Args:
@@ -141,22 +141,22 @@ def sweep(
         bar: a progress bar that counts jobs.
     """
     places, facts = places_of(asked, positions), int(asked.fact.max()) + 1
-    found: Swept | None = None
+    found: SweepResult | None = None
     for setting in settings:
         where = where_of(setting.asked, positions, places=places)
         shape = len(writes), *where.shape[:2], setting.measure.width
-        found = found or Swept.empty(facts, len(writes), places, setting.measure.width)
+        found = found or SweepResult.empty(facts, len(writes), places, setting.measure.width)
         jobs = Jobs.grid(writes, where, source=setting.rows.expand(where.shape[:2]))
         values = engine.sweep(setting.run, setting.source, jobs, setting.measure, bar=bar)
         found.noise = max(found.noise, _noise(engine, setting, jobs, values))
         found.add(setting, values.view(shape), engine.baseline(setting.run, setting.measure))
         found.blank(setting, where)
-    found = found or Swept.empty(facts, len(writes), places, 1)
+    found = found or SweepResult.empty(facts, len(writes), places, 1)
     found.complete = bool(engine.reason)
     return found
 
 
-def _noise(engine: Engine, setting: Setting, jobs: Jobs, values: Float[Tensor, "job metric"]) -> float:
+def _noise(engine: Engine, setting: PatchTask, jobs: Jobs, values: Float[Tensor, "job metric"]) -> float:
     if engine.hm.dtype not in (torch.float16, torch.bfloat16):
         return 0.0
     # Jobs that change nothing have the baseline's value in every shape.

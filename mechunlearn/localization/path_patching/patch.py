@@ -32,7 +32,7 @@ from mechunlearn.localization.patching.activation import Direction, scores_of, s
 from mechunlearn.localization.patching.answer_metrics import Metric, metrics_of
 from mechunlearn.localization.patching.corruption import Corrupt, Pairs, pair
 from mechunlearn.localization.patching.positions import Positions, labels_of, places_of, where_of
-from mechunlearn.localization.patching.sweep import Swept
+from mechunlearn.localization.patching.sweep import SweepResult
 from mechunlearn.localization.path_patching.paths import Mlps, Receivers, Route, Senders
 from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
 from mechunlearn.models.hooked import HookedModel
@@ -48,7 +48,7 @@ def path_patch(
     positions: Positions = "all",
     corrupt: Corrupt = "subject",
     direction: Direction = "noising",
-    metric: Metric | Sequence[Metric] = "logit difference",
+    metric: Metric | Sequence[Metric] = "logit_diff",
     normalized: bool = False,
     subjects: Sequence[Fact] | None = None,
     noise: float | int = 3.0,
@@ -131,11 +131,11 @@ def _swept(
     direction: Direction,
     batch_size: int,
     progress: bool,
-) -> Swept:
+) -> SweepResult:
     """Sweep over all parts of the facts, and add up what each gives."""
     names, places = route.kept_by_run(Parts.of(engine.hm)), places_of(pairs.asked, positions)
     settings = settings_of(engine.hm, pairs, metrics, names, direction=direction, batch_size=batch_size)
-    found = Swept.empty(int(pairs.asked.fact.max()) + 1, len(route.senders), places, len(metrics))
+    found = SweepResult.empty(int(pairs.asked.fact.max()) + 1, len(route.senders), places, len(metrics))
     total = len(route.senders) * places * len(pairs.asked) * pairs.samples
     with tqdm(total=total, desc="path patching", disable=not progress) as bar:
         for setting in settings:

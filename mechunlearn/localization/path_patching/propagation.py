@@ -29,7 +29,7 @@ from mechunlearn.localization.path_patching.paths import Route, sender_point
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class TokenDeltas:
     """Tokens of jobs, packed; those of one sender side by side, senders in the order in which they write.
 
     Args:
@@ -48,11 +48,11 @@ class Cells:
     sent: Int[Tensor, "token"]
     delta: Float[Tensor, "token d_model"]
 
-    def before(self, time: int) -> Cells:
+    def before(self, time: int) -> TokenDeltas:
         """Those whose senders have written by some time."""
         n = int((self.sent < time).sum())
         columns = (self.job, self.row, self.cell, self.pos, self.sent, self.delta)
-        return Cells(*(column[:n] for column in columns))
+        return TokenDeltas(*(column[:n] for column in columns))
 
     def of(self, activation: Float[Tensor, "row pos ..."]) -> Float[Tensor, "token ..."]:
         """An activation of the run at these tokens."""
@@ -60,7 +60,7 @@ class Cells:
 
 
 @dataclass(frozen=True, eq=False)
-class Carrier:
+class Propagator:
     """Carries changes from senders to receivers.
 
     Args:
@@ -83,7 +83,7 @@ class Carrier:
         row: Int[Tensor, "job"],
         at: Int[Tensor, "row cell"],
         asked: Bool[Tensor, "job cell"],
-    ) -> Cells:
+    ) -> TokenDeltas:
         """The tokens that senders change, and by how much.
 
         Args:
@@ -101,7 +101,7 @@ class Carrier:
             there = (delta != 0).any(1)
             columns = (job, rows, cell, pos, torch.full_like(job, time), delta)
             found.append([column[there] for column in columns])
-        return Cells(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+        return TokenDeltas(*(torch.cat(columns) for columns in zip(*found, strict=True)))
 
     def _change(
         self, site: Site, row: Int[Tensor, "token"], pos: Int[Tensor, "token"]
@@ -122,7 +122,7 @@ class Carrier:
         return torch.where((z != 0).any(1, keepdim=True), out, 0.0)
 
     def inputs(
-        self, cells: Cells, row: Int[Tensor, "job"], at: Int[Tensor, "row cell"]
+        self, cells: TokenDeltas, row: Int[Tensor, "job"], at: Int[Tensor, "row cell"]
     ) -> dict[str, Float[Tensor, "job cell ..."]]:
         """What the receivers read, by hook point: the run's own, but for where a change arrives.
 
@@ -179,7 +179,9 @@ class Carrier:
         after[job, pos] += out
         return after
 
-    def _receive(self, write: Write, stream: Float[Tensor, "token d_model"], at: Cells, into: Tensor) -> None:
+    def _receive(
+        self, write: Write, stream: Float[Tensor, "token d_model"], at: TokenDeltas, into: Tensor
+    ) -> None:
         """Put what one receiver reads where a change arrives."""
         if write.units is None:
             into[at.job, at.cell] = self.parts.mlp(write.layer, stream) if write.kind == "mlp" else stream
@@ -188,7 +190,7 @@ class Carrier:
         found = self.parts.project(write.layer, write.kind, stream, write.units)
         into[at.job[:, None], at.cell[:, None], units] = found
 
-    def _stream(self, time: int, moving: Cells) -> Float[Tensor, "token d_model"]:
+    def _stream(self, time: int, moving: TokenDeltas) -> Float[Tensor, "token d_model"]:
         """The stream that is read at some time, changed."""
         stream = moving.of(self.run.resid[time // 2])
         if time % 2:

@@ -25,7 +25,7 @@ from mechunlearn.localization.engine.patches import Jobs, Write
 from mechunlearn.localization.engine.readout import Readout, read
 from mechunlearn.localization.path_patching.hooks import forwarded
 from mechunlearn.localization.path_patching.paths import Route
-from mechunlearn.localization.path_patching.propagation import Carrier
+from mechunlearn.localization.path_patching.propagation import Propagator
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class _Sweep:
     def by_parts(self, parts: Parts) -> None:
         """Carry the changes of as many jobs at a time as the budget allows."""
         run, where = self.sending.run, self.sending.where
-        carrier = Carrier(parts, self.route, run, self.sending.source, self.sending.given)
+        carrier = Propagator(parts, self.route, run, self.sending.source, self.sending.given)
         # Only the logits that are read matter; other receivers can matter through any position.
         at = torch.arange(where.shape[2], device=where.device).expand(where.shape[1:])
         at = at if self.route.writes else self.sending.readout.positions

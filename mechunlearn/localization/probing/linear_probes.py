@@ -1,7 +1,7 @@
 """Linear readers of the residual stream, as hooks and as directions.
 
 1. The residual stream is kept at one position of every prompt, for all layers in one pass (see ``capture``).
-2. A linear reader of standardised states learns to name the facts' answers: multinomial logistic regression,
+2. A linear kind of standardised states learns to name the facts' answers: multinomial logistic regression,
    ridge regression on the answers' indicators (both scikit-learn's), or the difference of the answers' means.
 3. Its standardisation is folded into its weights, so that it reads activations as they are: as a hook while
    the model runs, or as the direction along which a label gains, to steer along.
@@ -31,9 +31,9 @@ from mechunlearn.models.hooked import HookedModel
 __all__ = [
     "READERS",
     "Fitted",
-    "LayerProbe",
+    "LinearProbe",
     "Position",
-    "Reader",
+    "ProbeKind",
     "check_reader",
     "fit_linear",
     "fit_probes",
@@ -44,17 +44,17 @@ __all__ = [
     "states_at",
 ]
 
-Reader = Literal["logistic", "ridge", "mean difference"]
-"""How a linear reader is fitted; the last two are cheap, and their scores are no calibrated probabilities."""
+ProbeKind = Literal["logistic", "ridge", "mean_difference"]
+"""How a linear kind is fitted; the last two are cheap, and their scores are no calibrated probabilities."""
 
-READERS = ("logistic", "ridge", "mean difference")
+READERS = ("logistic", "ridge", "mean_difference")
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, eq=False)
-class LayerProbe:
-    """A linear reader of one site, in the model's own coordinates (the standardisation is folded in).
+class LinearProbe:
+    """A linear kind of one site, in the model's own coordinates (the standardisation is folded in).
 
     Args:
         site: the state it reads.
@@ -64,9 +64,9 @@ class LayerProbe:
         bias: one number per label.
 
     Example:
-        >>> reader = LayerProbe(Site.parse("L0.resid_post"), "blocks.0.hook_resid_post", ("golf", "judo"),
+        >>> kind = LinearProbe(Site.parse("L0.resid_post"), "blocks.0.hook_resid_post", ("golf", "judo"),
         ...                     torch.eye(2), torch.zeros(2))
-        >>> reader.predict(torch.tensor([[0.0, 5.0]]))
+        >>> kind.predict(torch.tensor([[0.0, 5.0]]))
         ('judo',)
     """
 
@@ -79,7 +79,7 @@ class LayerProbe:
     def logprobs(self, states: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any label"]:
         """Read states: the log-probability of every label.
 
-        A ridge reader and a difference of means only rank labels; theirs are scores, normalised alike.
+        A ridge kind and a difference of means only rank labels; theirs are scores, normalised alike.
         """
         read: Tensor = (states.to(self.weight) @ self.weight.T + self.bias).log_softmax(-1)
         return read
@@ -113,21 +113,21 @@ def fit_probes(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    at: Position = "last subject",
+    at: Position = "last_subject",
     sites: Sequence[Site] | None = None,
-    reader: Reader = "logistic",
+    kind: ProbeKind = "logistic",
     C: float | int = 1.0,
     batch_size: int = 64,
     n_jobs: int | None = None,
-) -> dict[Site, LayerProbe]:
-    """Fit one reader per site on all facts, to use it as a hook or a direction.
+) -> dict[Site, LinearProbe]:
+    """Fit one kind per site on all facts, to use it as a hook or a direction.
 
     Args:
         hm: the model.
         facts: what to fit on.
         at: where to read.
         sites: residual-stream sites; None for all that `probe` scores.
-        reader: ``"logistic"`` regression, ``"ridge"`` regression, or ``"mean difference"``, which assigns a
+        kind: ``"logistic"`` regression, ``"ridge"`` regression, or ``"mean_difference"``, which assigns a
             state to the answer with the nearest mean.
         C: inverse strength of the regularisation, as in scikit-learn (ridge has ``alpha = 1 / (2 C)``); a
             difference of means has none.
@@ -136,45 +136,45 @@ def fit_probes(
 
     Raises:
         FactError: there are fewer than two answers.
-        ScoresError: for an unknown `at` or `reader`, or a `C` or `batch_size` that is not above 0.
+        ScoresError: for an unknown `at` or `kind`, or a `C` or `batch_size` that is not above 0.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
         >>> readers = mu.fit_probes(hm, facts.forget, sites=[mu.Site.parse("L0.resid_post")])
     """
-    check_reader(reader, C)
+    check_reader(kind, C)
     labels = np.array([fact.answer.strip() for fact in facts])
     require_two("answers", labels.tolist())
     chosen = probe_sites(hm) if sites is None else list(sites)
     states = states_at(hm, facts, chosen, at=at, batch_size=batch_size).numpy()
-    fits = in_parallel(lambda x: fit_linear(x, labels, C, reader=reader).folded(), states, n_jobs=n_jobs)
+    fits = in_parallel(lambda x: fit_linear(x, labels, C, kind=kind).folded(), states, n_jobs=n_jobs)
     fitted = {}
     for site, (weight, bias, names) in zip(chosen, fits, strict=True):
-        fitted[site] = LayerProbe(site, hm.arch.hooks(site)[0].name, names, weight, bias)
+        fitted[site] = LinearProbe(site, hm.arch.hooks(site)[0].name, names, weight, bias)
     return fitted
 
 
-def check_reader(reader: str, C: float | int) -> None:
-    """Refuse an unknown reader, and a strength of regularisation that is none.
+def check_reader(kind: str, C: float | int) -> None:
+    """Refuse an unknown kind, and a strength of regularisation that is none.
 
     Args:
-        reader: one of `READERS`.
+        kind: one of `READERS`.
         C: inverse strength of the regularisation.
 
     Raises:
-        ScoresError: for another reader, or a `C` that is not above 0.
+        ScoresError: for another kind, or a `C` that is not above 0.
 
     Example:
         >>> check_reader("ridge", 0.5)
     """
-    if reader not in READERS:
-        raise ScoresError(one_of("reader", reader, READERS))
+    if kind not in READERS:
+        raise ScoresError(one_of("kind", kind, READERS))
     if not C > 0:
         raise ScoresError(f"C must be above 0 (larger values regularise less); not {C}")
 
 
 def require_two(what: str, values: Sequence[str]) -> None:
-    """Refuse facts that leave a reader nothing to tell apart.
+    """Refuse facts that leave a kind nothing to tell apart.
 
     Args:
         what: what the values are called.
@@ -218,15 +218,15 @@ def in_parallel(
 
 
 def fit_linear(
-    x: Float[np.ndarray, "fact d_model"], labels: Any, C: float | int, *, reader: Reader = "logistic"
+    x: Float[np.ndarray, "fact d_model"], labels: Any, C: float | int, *, kind: ProbeKind = "logistic"
 ) -> Fitted:
-    """Fit a linear reader on standardised states.
+    """Fit a linear kind on standardised states.
 
     Args:
         x: the states.
         labels: what each should be read as; at least two different ones.
         C: inverse strength of the regularisation.
-        reader: one of `READERS`; see `fit_probes`.
+        kind: one of `READERS`; see `fit_probes`.
 
     Example:
         >>> x = np.array([[0.0, 1.0], [0.0, 2.0], [9.0, 1.0]])
@@ -237,35 +237,35 @@ def fit_linear(
     from sklearn.preprocessing import StandardScaler
 
     model: Any = _Means()
-    if reader == "logistic":
+    if kind == "logistic":
         model = LogisticRegression(C=C, max_iter=2000)
-    elif reader == "ridge":
+    elif kind == "ridge":
         model = RidgeClassifier(alpha=1 / (2 * C))
     scaler = StandardScaler()
     return Fitted(scaler, model.fit(scaler.fit_transform(x), labels))
 
 
 class Fitted(NamedTuple):
-    """A reader, and the standardisation of what it reads, as scikit-learn has them."""
+    """A kind, and the standardisation of what it reads, as scikit-learn has them."""
 
     scaler: Any
-    reader: Any
+    kind: Any
 
     def predict(self, x: Float[np.ndarray, "fact d_model"]) -> Any:
         """The likeliest label of each state."""
-        return self.reader.predict(self.scaler.transform(x))
+        return self.kind.predict(self.scaler.transform(x))
 
     def folded(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """Weights, biases and labels in the model's own coordinates; of two labels each has its row."""
-        weight = np.atleast_2d(self.reader.coef_) / self.scaler.scale_
-        bias = np.atleast_1d(self.reader.intercept_) - weight @ self.scaler.mean_
+        weight = np.atleast_2d(self.kind.coef_) / self.scaler.scale_
+        bias = np.atleast_1d(self.kind.intercept_) - weight @ self.scaler.mean_
         if len(weight) == 1:
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-        return torch.tensor(weight), torch.tensor(bias), tuple(map(str, self.reader.classes_))
+        return torch.tensor(weight), torch.tensor(bias), tuple(map(str, self.kind.classes_))
 
 
 class _Means:
-    """The answer with the nearest mean, as a linear reader with scikit-learn's names.
+    """The answer with the nearest mean, as a linear kind with scikit-learn's names.
 
     ``NearestCentroid`` assigns alike, but refuses states that are all equal, which a site may well have.
     """

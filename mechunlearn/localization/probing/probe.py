@@ -1,8 +1,8 @@
-"""Probes: how well a linear reader names the answer, layer by layer.
+"""Probes: how well a linear kind names the answer, layer by layer.
 
 1. The residual stream is read at one position of every prompt: the embedding (``L0.resid_pre``), and every
    layer's ``resid_mid`` and ``resid_post``, all in one forward pass (see ``capture``).
-2. At each of these sites a linear reader of standardised states learns to name the fact's answer: logistic
+2. At each of these sites a linear kind of standardised states learns to name the fact's answer: logistic
    regression, ridge regression, or the difference of the answers' means (see ``readers``).
 3. It is scored on facts it was not fitted on. Without `test=`, subjects are dealt into folds, answer by
    answer so that folds are balanced, and each fold is scored by a probe fitted on the others; all facts of
@@ -26,9 +26,9 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.localization.probing.linear_probes import (
-    LayerProbe,
+    LinearProbe,
     Position,
-    Reader,
+    ProbeKind,
     check_reader,
     fit_linear,
     fit_probes,
@@ -39,7 +39,7 @@ from mechunlearn.localization.probing.linear_probes import (
 )
 from mechunlearn.models.hooked import HookedModel
 
-__all__ = ["METRICS", "LayerProbe", "fit_probes", "probe"]
+__all__ = ["METRICS", "LinearProbe", "fit_probes", "probe"]
 
 METRICS = ("accuracy", "shuffled control")
 
@@ -48,10 +48,10 @@ def probe(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    at: Position = "last subject",
+    at: Position = "last_subject",
     test: Sequence[Fact] | None = None,
     folds: int = 5,
-    reader: Reader = "logistic",
+    kind: ProbeKind = "logistic",
     C: float | int = 1.0,
     control: bool = True,
     seed: int = 0,
@@ -59,7 +59,7 @@ def probe(
     n_jobs: int | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Measure how well a linear reader names the answer, at every layer.
+    """Measure how well a linear kind names the answer, at every layer.
 
     Args:
         hm: the model.
@@ -67,7 +67,7 @@ def probe(
         at: where to read: at the last token of the subject, or of the prompt.
         test: facts about other subjects to score on; None scores `facts` themselves, in folds.
         folds: how many folds, at most one per subject.
-        reader: ``"logistic"`` regression, or one of two cheap ones: ``"ridge"`` regression, and ``"mean
+        kind: ``"logistic"`` regression, or one of two cheap ones: ``"ridge"`` regression, and ``"mean
             difference"``, which names the answer with the nearest mean.
         C: inverse strength of the regularisation, as in scikit-learn (ridge has ``alpha = 1 / (2 C)``); a
             difference of means has none.
@@ -84,7 +84,7 @@ def probe(
 
     Raises:
         FactError: there are fewer than two answers or subjects, or a subject stands on both sides.
-        ScoresError: for an unknown `at` or `reader`, or a number out of range.
+        ScoresError: for an unknown `at` or `kind`, or a number out of range.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
@@ -92,7 +92,7 @@ def probe(
 
     Source: Alain and Bengio 2016; the control after Hewitt and Liang 2019.
     """
-    check_reader(reader, C)
+    check_reader(kind, C)
     every, sites = [*facts, *(test or ())], probe_sites(hm)
     states = states_at(hm, every, sites, at=at, batch_size=batch_size).numpy()
     labels = np.array([fact.answer.strip() for fact in every])
@@ -100,7 +100,7 @@ def probe(
     scored = np.concatenate([split.scored for split in splits])
     tasks = [_task(every, labels, split, f"{seed} {number}") for number, split in enumerate(splits)]
     metrics = METRICS if control else METRICS[:1]
-    right = partial(_right, labels=labels, tasks=tasks, metrics=len(metrics), C=C, reader=reader)
+    right = partial(_right, labels=labels, tasks=tasks, metrics=len(metrics), C=C, kind=kind)
     fits = in_parallel(right, states, n_jobs=n_jobs)
     values = np.stack([*tqdm(fits, total=len(sites), desc="probe", disable=not progress)], axis=1)
     return Scores.of(
@@ -108,7 +108,7 @@ def probe(
         sites,
         dims=("fact", "site", "metric"),
         metrics=metrics,
-        title=f"Probe for the answer at the {at} token" + (f" ({reader})" if reader != "logistic" else ""),
+        title=f"Probe for the answer at the {at} token" + (f" ({kind})" if kind != "logistic" else ""),
         unit="accuracy",
     )
 
@@ -127,13 +127,13 @@ def _right(
     tasks: Sequence[tuple[_Split, tuple[Any, Any]]],
     metrics: int,
     C: float | int,
-    reader: Reader,
+    kind: ProbeKind,
 ) -> Float[np.ndarray, "fact metric"]:
     """Whether readers of one site name each answer rightly; not-a-number where none is scored."""
     found = np.full((len(x), metrics), np.nan)
     for split, given in tasks:
         for m, known in zip(range(metrics), given, strict=False):
-            said = fit_linear(x[split.fitted], known, C, reader=reader).predict(x[split.scored])
+            said = fit_linear(x[split.fitted], known, C, kind=kind).predict(x[split.scored])
             found[split.scored, m] = said == labels[split.scored]
     return found
 

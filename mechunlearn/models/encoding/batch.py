@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-GROUPS = ("first subject", "middle subject", "last subject", "further", "last")
+GROUPS = ("first_subject", "middle_subject", "last_subject", "further", "last")
 IGNORED = -100
 
 
@@ -112,9 +112,9 @@ class Batch:
 def token_groups(batch: Batch) -> Int[Tensor, "batch pos"]:
     """Say to which of `GROUPS` each token belongs.
 
-    A subject of one token is ``"last subject"``, one of two has no middle; ``"further"`` are the tokens
+    A subject of one token is ``"last_subject"``, one of two has no middle; ``"further"`` are the tokens
     between the subject and the ``"last"`` of the prompt. Where the prompt ends with its subject, that token
-    is the ``"last subject"`` and there is no ``"last"``. BOS, tokens before the subject, answers, padding and
+    is the ``"last_subject"`` and there is no ``"last"``. BOS, tokens before the subject, answers, padding and
     rows without a subject are -1.
     """
     position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)[None]
@@ -123,7 +123,7 @@ def token_groups(batch: Batch) -> Int[Tensor, "batch pos"]:
     groups = torch.full_like(batch.tokens, -1)
     groups[(last >= 0) & (position == end)] = GROUPS.index("last")
     groups[(last >= 0) & (position > last) & (position < end)] = GROUPS.index("further")
-    groups[(position > first) & (position < last)] = GROUPS.index("middle subject")
-    groups[(first >= 0) & (position == first)] = GROUPS.index("first subject")
-    groups[(last >= 0) & (position == last)] = GROUPS.index("last subject")
+    groups[(position > first) & (position < last)] = GROUPS.index("middle_subject")
+    groups[(first >= 0) & (position == first)] = GROUPS.index("first_subject")
+    groups[(last >= 0) & (position == last)] = GROUPS.index("last_subject")
     return groups

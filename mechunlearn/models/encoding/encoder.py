@@ -23,7 +23,7 @@ from mechunlearn.models.encoding.batch import IGNORED, Batch
 
 
 @runtime_checkable
-class Speaks(Protocol):
+class HasTokenizer(Protocol):
     """What encoding needs of a model: ``HookedModel`` has it."""
 
     @property
@@ -39,7 +39,9 @@ class Speaks(Protocol):
         """Where the tensors are wanted."""
 
 
-def encode(model: Speaks, facts: Sequence[Fact], *, answer: str | Sequence[str] | None = "answer") -> Batch:
+def encode(
+    model: HasTokenizer, facts: Sequence[Fact], *, answer: str | Sequence[str] | None = "answer"
+) -> Batch:
     """Encode prompts with an answer, or prompts alone.
 
     Args:
@@ -73,7 +75,7 @@ def encode(model: Speaks, facts: Sequence[Fact], *, answer: str | Sequence[str] 
     return _padded(model, rows)
 
 
-def encode_text(model: Speaks, texts: Sequence[str], *, max_tokens: int | None = None) -> Batch:
+def encode_text(model: HasTokenizer, texts: Sequence[str], *, max_tokens: int | None = None) -> Batch:
     """Encode running text in which every next token is asked for.
 
     Args:
@@ -132,7 +134,7 @@ def _answers(facts: Sequence[Fact], answer: str | Sequence[str]) -> list[str]:
     return words
 
 
-def _pieces(model: Speaks, texts: Sequence[str]) -> list[_Pieces]:
+def _pieces(model: HasTokenizer, texts: Sequence[str]) -> list[_Pieces]:
     """Cut texts into ids, character spans and strings; BOS has an empty span before the text."""
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "is_fast", False):
@@ -198,7 +200,7 @@ def _bare(text: str, span: tuple[int, int]) -> tuple[int, int]:
     return start, stop
 
 
-def _padded(model: Speaks, rows: Sequence[_Row]) -> Batch:
+def _padded(model: HasTokenizer, rows: Sequence[_Row]) -> Batch:
     """Lay rows out as tensors; padding ids are masked, so any id will do where a tokenizer has none."""
     tokenizer = model.tokenizer
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechunlearn.models.encoding.batch import Batch
-from mechunlearn.models.encoding.encoder import Speaks
+from mechunlearn.models.encoding.encoder import HasTokenizer
 
 ROWS = 256
 LOGITS = 1 << 28  # at most this many logits at a time: 1 GiB in float32
@@ -31,7 +31,7 @@ Read = Callable[
 
 
 @runtime_checkable
-class Runs(Speaks, Protocol):
+class HasModel(HasTokenizer, Protocol):
     """What scoring needs of a model: ``HookedModel`` has it."""
 
     @property
@@ -39,7 +39,9 @@ class Runs(Speaks, Protocol):
         """The plain Hugging Face model."""
 
 
-def forward(hm: Runs, batch: Batch, *, read: Read = lambda logits, ids: logits) -> Float[Tensor, "batch ..."]:
+def forward(
+    hm: HasModel, batch: Batch, *, read: Read = lambda logits, ids: logits
+) -> Float[Tensor, "batch ..."]:
     """Run the plain model and give what it predicts at the answer positions.
 
     Args:

@@ -24,8 +24,8 @@ from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import IGNORED, Batch
-from mechunlearn.models.encoding.encoder import Speaks, encode, encode_text
-from mechunlearn.models.scoring.passes import Runs, forward
+from mechunlearn.models.encoding.encoder import HasTokenizer, encode, encode_text
+from mechunlearn.models.scoring.passes import HasModel, forward
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Validation:
 
 
 def answer_logprobs(
-    hm: Runs, facts: Sequence[Fact], answers: str | Sequence[str] = "answer"
+    hm: HasModel, facts: Sequence[Fact], answers: str | Sequence[str] = "answer"
 ) -> Float[Tensor, "fact"]:
     """Give the log-probability of one whole answer per fact, in nats.
 
@@ -100,7 +100,7 @@ def answer_logprobs(
     return forward(hm, encode(hm, facts, answer=answers), read=metrics.answer_logprob)
 
 
-def option_logprobs(hm: Runs, facts: Sequence[Fact]) -> Float[Tensor, "fact option"]:
+def option_logprobs(hm: HasModel, facts: Sequence[Fact]) -> Float[Tensor, "fact option"]:
     """Give the log-probability of every whole option, in the order of `Fact.options`.
 
     Returns:
@@ -134,7 +134,7 @@ class Prepared:
     batch: Batch | None
 
 
-def prepare(hm: Speaks, facts: Sequence[Fact]) -> Prepared:
+def prepare(hm: HasTokenizer, facts: Sequence[Fact]) -> Prepared:
     """Encode facts for :func:`score`.
 
     Args:
@@ -151,7 +151,7 @@ def prepare(hm: Speaks, facts: Sequence[Fact]) -> Prepared:
     return Prepared(tuple(facts), batch)
 
 
-def score(hm: Runs, facts: Sequence[Fact] | Prepared) -> Outcome:
+def score(hm: HasModel, facts: Sequence[Fact] | Prepared) -> Outcome:
     """Say which facts the model answers rightly, which in the new way, and with what probability.
 
     Args:
@@ -187,7 +187,7 @@ def score(hm: Runs, facts: Sequence[Fact] | Prepared) -> Outcome:
     return Outcome(np.array(correct), np.array(says_new), np.array(p_answer), np.array(p_new), spoken)
 
 
-def perplexity(hm: Runs, texts: Sequence[str]) -> Float[np.ndarray, "text"]:
+def perplexity(hm: HasModel, texts: Sequence[str]) -> Float[np.ndarray, "text"]:
     """Give the mean negative log-likelihood per token of each text, in nats.
 
     The perplexity of a corpus is the exponential of a mean of these; intervals are taken over texts. Texts
@@ -209,7 +209,7 @@ def perplexity(hm: Runs, texts: Sequence[str]) -> Float[np.ndarray, "text"]:
     return (-total / count).double().cpu().numpy()
 
 
-def validate(hm: Runs, facts: Sequence[Fact], *, threshold: float = 0.5) -> Validation:
+def validate(hm: HasModel, facts: Sequence[Fact], *, threshold: float = 0.5) -> Validation:
     """Say which facts the model knows, and why each of the others was dropped.
 
     A fact is known if the model gives its answer (see `score`) with at least the threshold's probability.
@@ -256,7 +256,7 @@ def _candidates(fact: Fact) -> tuple[str, ...]:
     return fact.options or ((fact.answer,) if fact.new is None else (fact.answer, fact.new))
 
 
-def _until_departure(hm: Runs, guesses: Int[Tensor, "answer"], ids: Int[Tensor, "answer"]) -> str:
+def _until_departure(hm: HasModel, guesses: Int[Tensor, "answer"], ids: Int[Tensor, "answer"]) -> str:
     """Decode what is said, up to the first token that is not the answer's: later ones follow the answer."""
     wrong = ((guesses != ids) & (ids != IGNORED)).nonzero()[:, 0].tolist()
     stop = wrong[0] + 1 if wrong else int((ids != IGNORED).sum())
@@ -276,7 +276,7 @@ def _verdict(
     return correct, says_new, p[fact.answer], math.nan if fact.new is None else p[fact.new], said
 
 
-def _unknown(hm: Runs, facts: Sequence[Fact]) -> list[bool]:
+def _unknown(hm: HasModel, facts: Sequence[Fact]) -> list[bool]:
     unknown = hm.tokenizer.unk_token_id
     if unknown is None or not len(facts):
         return [False] * len(facts)

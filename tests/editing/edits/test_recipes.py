@@ -18,7 +18,7 @@ from mechunlearn.editing.objectives.ascent import GradientDifference
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.masking import WeightMask
 from mechunlearn.editing.objectives.preference import DPO, AltPO
-from mechunlearn.editing.objectives.reading import Read, Reading
+from mechunlearn.editing.objectives.reading import Outputs, Request
 from mechunlearn.errors import TrainingError
 
 weights = st.floats(0, 10)
@@ -62,9 +62,9 @@ class OneOfTheirOwn:
 
     weight: complex = 1j
     aim: ClassVar[Literal["new", "forget"]] = "forget"
-    reads: ClassVar[Mapping[str, Read]] = {}
+    requests: ClassVar[Mapping[str, Request]] = {}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> dict[str, Any]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> dict[str, Any]:
         return {}
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mechunlearn.editing.objectives import hidden_losses, losses
 from mechunlearn.editing.objectives.losses import answer_logprobs, log1m_prob, nll, npo
-from mechunlearn.editing.objectives.reading import Reading
+from mechunlearn.editing.objectives.reading import Outputs
 
 
-def margin(value: float) -> tuple[Reading, Tensor]:
+def margin(value: float) -> tuple[Outputs, Tensor]:
     """One label whose logit is so far above two others, and the leaf that holds the logits."""
     leaf = torch.tensor([[value, 0.0, 0.0]], requires_grad=True)
     return reading(leaf, [0], [0]), leaf

@@ -13,7 +13,7 @@ from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.masking import WeightMask
 from mechunlearn.editing.objectives.preference import DPO, NPO, AltPO, SimNPO
 from mechunlearn.editing.objectives.primal_dual import PDU
-from mechunlearn.editing.objectives.reading import Read, Sampled
+from mechunlearn.editing.objectives.reading import Request, Sampled
 from mechunlearn.editing.objectives.representation import RMU, CircuitBreaker
 from mechunlearn.editing.objectives.weighted import WGA, SatImp
 from mechunlearn.errors import TrainingError
@@ -26,7 +26,7 @@ from mechunlearn.errors import TrainingError
         (Forget, {"text": math.nan}, "text is nan; give a number from 0"),
         (NPO, {"forget": math.inf}, "forget is inf; give a number from 0"),
         (CircuitBreaker, {"layers": (1,), "text": "much"}, "text is 'much'; give a number from 0"),
-        (WGA, {"keep_by": "l2"}, "keep_by must be one of 'nll' or 'kl'; not 'l2'"),
+        (WGA, {"retain_loss": "l2"}, "retain_loss must be one of 'nll' or 'kl'; not 'l2'"),
         (Forget, {"threshold": -math.inf}, "threshold is -inf; give a finite number"),
         (NPO, {"beta": 0}, "beta is 0; give a number above 0"),
         (SimNPO, {"beta": -1.0}, "beta is -1.0; give a number above 0"),
@@ -88,7 +88,7 @@ def test_an_option_out_of_its_range_is_refused(kind: Any, options: Any, message:
 )
 def test_a_read_of_something_unknown_is_refused(options: Any, message: str) -> None:
     with unchecked(), pytest.raises(TrainingError, match=message):
-        Read(**options)
+        Request(**options)
 
 
 @pytest.mark.parametrize(

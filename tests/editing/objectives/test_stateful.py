@@ -22,7 +22,7 @@ from mechunlearn.editing.objectives.representation import RMU, CircuitBreaker, c
 @pytest.mark.parametrize("multiplier", [0.0, 1.0, 7.5])
 def test_the_retain_term_is_worth_its_excess_and_pulls_by_its_multiplier(multiplier: float) -> None:
     pdu = PDU(forget=2.0, retain=3.0, text=0.5, bound=0.3)
-    readings = answering(pdu.reads)
+    readings = answering(pdu.requests)
     leaf = readings["retain"].logits.requires_grad_()
     terms = pdu(readings, {"multiplier": multiplier, "step": 4})
     plain = nll(readings["retain"])
@@ -45,8 +45,8 @@ def test_the_multiplier_follows_the_excess_and_never_falls_below_0() -> None:
 
 
 def test_a_constraint_can_be_on_the_divergence() -> None:
-    pdu = PDU(keep_by="kl", bound=0.0, text=0.0)
-    readings = answering(pdu.reads)
+    pdu = PDU(retain_loss="kl", bound=0.0, text=0.0)
+    readings = answering(pdu.requests)
     same = replace(readings["retain"], reference_logprobs=readings["retain"].logits.log_softmax(-1))
     terms = pdu({**readings, "retain": same}, pdu.init(readings, seed=0))
     assert float(terms["retain"]) == pytest.approx(0.0, abs=1e-12)
@@ -75,7 +75,7 @@ def test_a_vector_of_mean_zero_loses_nothing_to_a_layer_norm_and_a_positive_one_
 
 def test_the_target_is_of_the_length_asked_for_or_twice_what_is_usual() -> None:
     rmu = RMU(layer=1, text=0.0)
-    readings = answering(rmu.reads)
+    readings = answering(rmu.requests)
     states = readings["forget"].hidden
     assert states is not None and readings["forget"].logits.shape[1] == 0
     usual = float(states.norm(dim=-1).median())
@@ -95,7 +95,7 @@ def test_the_target_is_of_the_length_asked_for_or_twice_what_is_usual() -> None:
 @pytest.mark.parametrize(("step", "progress"), [(0, 0.0), (75, 0.25), (150, 0.5), (300, 1.0), (900, 1.0)])
 def test_circuits_are_broken_first_and_the_rest_is_kept_later(step: int, progress: float) -> None:
     breaker = CircuitBreaker(layers=(1, 2), strength=10.0, retain=2.0, text=0.5)
-    readings = answering(breaker.reads)
+    readings = answering(breaker.requests)
     terms = breaker(readings, {"step": step})
     turned = sum(float(alignment(readings[f"forget {layer}"])) for layer in (1, 2)) / 2
     moved = {
@@ -132,8 +132,8 @@ def test_masking_is_paid_for_at_first_and_costs_later(step: int, factor: float) 
 @pytest.mark.parametrize("inner", [Forget(threshold=-5.0), Inject(text=0.0), PDU(), RMU(layer=1)])
 def test_a_mask_reads_returns_and_carries_what_its_objective_does(inner: Any) -> None:
     mask = WeightMask(loss=inner)
-    readings = answering(inner.reads)
-    assert mask.reads == inner.reads and mask.aim == inner.aim
+    readings = answering(inner.requests)
+    assert mask.requests == inner.requests and mask.aim == inner.aim
     state = mask.init(readings, seed=0)
     stateful = hasattr(inner, "init")
     terms = mask(readings, state)

@@ -26,9 +26,9 @@ from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Recipe, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
 from mechunlearn.editing.objectives.preference import DPO
-from mechunlearn.editing.training.activation_cache import Keep, Kept, Room
-from mechunlearn.editing.training.early_stopping import Judge
-from mechunlearn.editing.training.optimization import Descent
+from mechunlearn.editing.training.activation_cache import ActivationCache, CacheBudget, CacheLimits
+from mechunlearn.editing.training.early_stopping import EarlyStopping
+from mechunlearn.editing.training.optimization import Optimization
 from mechunlearn.errors import TrainingError
 from mechunlearn.models.hooked import HookedModel
 
@@ -65,7 +65,7 @@ orders = st.lists(st.lists(st.integers(0, len(COUNTS) - 1), min_size=1, max_size
 @given(orders, st.integers(1, 8))
 def test_what_is_kept_does_not_depend_on_the_order_of_first_use(order: list[list[int]], size: int) -> None:
     source = Source()
-    store = Kept.of(COUNTS, source, Room(1 << 20, 0, None), width=ROW, chunk=size)
+    store = ActivationCache.of(COUNTS, source, CacheBudget(1 << 20, 0, None), width=ROW, chunk=size)
     for examples in order:
         for i, found in zip(examples, store.get(examples), strict=True):
             assert torch.equal(found, rows(i, chunk_of(i, size)))
@@ -77,8 +77,8 @@ def test_what_is_kept_does_not_depend_on_the_order_of_first_use(order: list[list
 def test_bounds_hold_and_every_row_is_right(
     order: list[list[int]], size: int, memory: int, disk: int
 ) -> None:
-    room = Room(memory * ROW, disk * ROW, None)
-    stores = [Kept.of(COUNTS, Source(), room, width=ROW, chunk=size) for _ in range(3)]
+    room = CacheBudget(memory * ROW, disk * ROW, None)
+    stores = [ActivationCache.of(COUNTS, Source(), room, width=ROW, chunk=size) for _ in range(3)]
     for store, examples in zip(itertools.cycle(stores), order, strict=False):
         for i, found in zip(examples, store.get(examples), strict=True):
             # Right up to what was computed beside it.
@@ -93,7 +93,7 @@ def test_what_fits_is_kept_and_the_rest_is_computed_at_each_use(
     order: list[list[int]], size: int, memory: int
 ) -> None:
     source = Source()
-    store = Kept.of(COUNTS, source, Room(memory * ROW, 0, None), width=ROW, chunk=size)
+    store = ActivationCache.of(COUNTS, source, CacheBudget(memory * ROW, 0, None), width=ROW, chunk=size)
     store.get(order[0])
     ends = list(itertools.accumulate(COUNTS))
     fits = [i for i, end in enumerate(ends) if end <= memory]
@@ -110,8 +110,8 @@ def test_what_fits_is_kept_and_the_rest_is_computed_at_each_use(
 
 
 def test_room_is_taken_from_memory_first_and_from_the_disk_when_memory_is_full(tmp_path: Path) -> None:
-    room = Room(sum(COUNTS) * ROW, sum(COUNTS) * ROW + 7, tmp_path)
-    stores = [Kept.of(COUNTS, Source(), room, width=ROW) for _ in range(3)]
+    room = CacheBudget(sum(COUNTS) * ROW, sum(COUNTS) * ROW + 7, tmp_path)
+    stores = [ActivationCache.of(COUNTS, Source(), room, width=ROW) for _ in range(3)]
     for store in stores:
         store.get([0])
     assert [store.whole for store in stores] == [len(COUNTS), len(COUNTS), 0]
@@ -121,7 +121,7 @@ def test_room_is_taken_from_memory_first_and_from_the_disk_when_memory_is_full(t
 
 def test_what_is_kept_on_disk_is_in_a_file_that_is_not_there(tmp_path: Path) -> None:
     source = Source()
-    store = Kept.of(COUNTS, source, Room(0, 1 << 20, tmp_path), width=ROW, chunk=3)
+    store = ActivationCache.of(COUNTS, source, CacheBudget(0, 1 << 20, tmp_path), width=ROW, chunk=3)
     before = store.get([6, 0])
     assert list(tmp_path.iterdir()) == [] and store.whole == len(COUNTS)
     again = store.get([0, 6])
@@ -137,8 +137,8 @@ def test_what_is_kept_on_disk_is_in_a_file_that_is_not_there(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["memory", "disk"])
 def test_a_bound_below_nothing_is_refused(name: str) -> None:
     with unchecked(), pytest.raises(TrainingError, match=f"{name} is -1; give a number of bytes, 0 for none"):
-        Keep(**{name: -1})  # type: ignore[arg-type]
-    assert Keep(memory=0, disk=0) == Keep(0)
+        CacheLimits(**{name: -1})  # type: ignore[arg-type]
+    assert CacheLimits(memory=0, disk=0) == CacheLimits(0)
 
 
 # -- the same edit --------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def model(dtype: torch.dtype = torch.float32) -> HookedModel:
     return deep_model().to(dtype)
 
 
-def edited(keep: Keep, dtype: torch.dtype = torch.float32, **options: Any) -> Edit:
+def edited(keep: CacheLimits, dtype: torch.dtype = torch.float32, **options: Any) -> Edit:
     """An edit of examples that come in another company at every step."""
     return fit(model(dtype), "L2.mlp", steps=4, lr=0.01, batch_size=4, facts=MANY, keep=keep, **options)
 
@@ -168,24 +168,26 @@ def values(edit: Edit) -> list[bytes]:
 
 
 def test_memory_and_disk_give_the_same_bytes(tmp_path: Path) -> None:
-    kept = edited(Keep())
-    assert values(edited(Keep(memory=0, disk=1 << 30, folder=tmp_path))) == values(kept)
-    assert values(edited(Keep(memory=3000, disk=1 << 30, folder=tmp_path))) == values(kept)
+    kept = edited(CacheLimits())
+    assert values(edited(CacheLimits(memory=0, disk=1 << 30, folder=tmp_path))) == values(kept)
+    assert values(edited(CacheLimits(memory=3000, disk=1 << 30, folder=tmp_path))) == values(kept)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("memory", [0, 3000, 20_000])
 def test_what_is_not_kept_gives_the_same_edit_to_rounding(memory: int) -> None:
     # Batches of other examples round otherwise, and only in their last bits.
-    kept, other = (edited(Keep(memory=m), torch.float64) for m in (1 << 30, memory))
+    kept, other = (edited(CacheLimits(memory=m), torch.float64) for m in (1 << 30, memory))
     apart = [(a.values - b.values).abs().max() for a, b in zip(kept.deltas, other.deltas, strict=True)]
     assert max(map(float, apart)) < tolerance("llama") and float(kept.deltas[0].values.abs().max()) > 0.01
-    assert values(edited(Keep(memory=memory))) == values(edited(Keep(memory=memory)))
+    assert values(edited(CacheLimits(memory=memory))) == values(edited(CacheLimits(memory=memory)))
 
 
 def test_what_is_judged_does_not_depend_on_what_is_kept() -> None:
     stop = Stop(goal=1.0, keep=1.0, every=2)
-    histories = [edited(Keep(memory=m), torch.float64, stop=stop).history for m in (0, 20_000, 1 << 30)]
+    histories = [
+        edited(CacheLimits(memory=m), torch.float64, stop=stop).history for m in (0, 20_000, 1 << 30)
+    ]
     judged = [[(e.get("success"), e.get("retention")) for e in history] for history in histories]
     assert judged[0] == judged[1] == judged[2] and judged[0][1] != (None, None)
 
@@ -193,31 +195,33 @@ def test_what_is_judged_does_not_depend_on_what_is_kept() -> None:
 def test_what_was_kept_is_let_go_as_soon_as_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     # A loop of edits must not hold the memory of those before until the collector of cycles comes by.
     kept: list[weakref.ref[Tensor]] = []
-    plain = Kept._fill
+    plain = ActivationCache._fill
 
-    def filled(self: Kept, examples: list[int]) -> None:
+    def filled(self: ActivationCache, examples: list[int]) -> None:
         plain(self, examples)
         assert self._flat is not None
         kept.append(weakref.ref(self._flat))
 
-    monkeypatch.setattr(Kept, "_fill", filled)
+    monkeypatch.setattr(ActivationCache, "_fill", filled)
     gc.collect()
     gc.disable()
     try:
-        edited(Keep())
+        edited(CacheLimits())
         assert len(kept) == 3 and all(flat() is None for flat in kept)
     finally:
         gc.enable()
 
 
-@pytest.mark.parametrize("objective", [Inject(), DPO(alternative=("no", "never"), keep_by="kl")], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [Inject(), DPO(alternative=("no", "never"), retain_loss="kl")], ids=repr
+)
 @pytest.mark.parametrize("memory", [0, 5000, 40_000, 80_000, 1 << 20])
 def test_training_and_judging_together_stay_within_the_bound(memory: int, objective: Any) -> None:
-    hm, room = model(), Room(memory, 0, None)
+    hm, room = model(), CacheBudget(memory, 0, None)
     recipe = Recipe(objective, steps=9, batch_size=4)
     options: dict[str, Any] = {"corpus": None, "room": room, "checkpointing": False}
-    descent = Descent.of(hm, recipe, Localization(["L2.mlp"]), MANY, **options)
-    judge = Judge.of(hm, Stop(), objective, MANY, descent.trained, runner=descent.runner, room=room)
+    descent = Optimization.of(hm, recipe, Localization(["L2.mlp"]), MANY, **options)
+    judge = EarlyStopping.of(hm, Stop(), objective, MANY, descent.trained, runner=descent.runner, room=room)
     for step in range(1, 7):
         descent.step(step)
         judge.judge(step)

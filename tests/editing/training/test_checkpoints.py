@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import mechunlearn as mu
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.editing.training.activation_cache import Keep
+from mechunlearn.editing.training.activation_cache import CacheLimits
 from mechunlearn.editing.training.checkpoints import FILE
 from mechunlearn.errors import DataError, TrainingError
 
@@ -45,9 +45,12 @@ def same(one: Edit, other: Edit) -> bool:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of checkpoints of runs that were killed, each in a process of its own."""
     folder = tmp_path_factory.mktemp("killed")
-    script = Path(__file__).with_name("resumed.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "helpers.resumed_runs", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
     )
     assert done.stdout.split() == [word for run in RUNS for word in (run, "9")], done.stderr
     return folder
@@ -93,7 +96,7 @@ def test_a_checkpoint_costs_the_run_nothing(tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_the_same_of_what_did_not_fit(tmp_path: Path) -> None:
     # What is not kept is computed beside other examples, and rounds otherwise.
     for memory in (4000, 9000, 15_000):
-        options: dict[str, Any] = {"keep": Keep(memory=memory), "micro_batches": 1}
+        options: dict[str, Any] = {"keep": CacheLimits(memory=memory), "micro_batches": 1}
         options |= {"stop": mu.Stop(1.0, 1.0, every=3), "steps": 8, "lr": 0.05}
         whole = train(tiny(), "state", None, **options)
         with pytest.raises(KeyboardInterrupt):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.editing.edits.recipes import Stop
-from mechunlearn.editing.objectives.reading import Read, Reading
+from mechunlearn.editing.objectives.reading import Outputs, Request
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.encoding.encoder import encode_text
@@ -31,7 +31,7 @@ def labelled(hm: HookedModel, texts: tuple[str, ...] = ("it rains", "no", "sun i
 
 
 def test_a_corpus_is_read_where_it_has_labels_of_its_own(llama: HookedModel) -> None:
-    readings = draw(feed(llama, {"mine": Read("corpus")}, corpus=labelled(llama)))
+    readings = draw(feed(llama, {"mine": Request("corpus")}, corpus=labelled(llama)))
     reading = readings["mine"]
     assert reading.labels.tolist() == [7, 7, 7] and reading.row.tolist() == [0, 1, 2]
     for row, text in enumerate(("it rains", "no", "sun in May")):
@@ -41,17 +41,19 @@ def test_a_corpus_is_read_where_it_has_labels_of_its_own(llama: HookedModel) -> 
 
 def test_a_step_takes_a_quarter_as_many_rows_of_a_corpus_as_questions(llama: HookedModel) -> None:
     texts = tuple(f"text {i:02}" for i in range(9))
-    reading = draw(feed(llama, {"mine": Read("corpus")}, batch_size=8, corpus=labelled(llama, texts)))["mine"]
+    reading = draw(feed(llama, {"mine": Request("corpus")}, batch_size=8, corpus=labelled(llama, texts)))[
+        "mine"
+    ]
     assert len(set(reading.row.tolist())) == 2
 
 
 def test_a_corpus_that_is_read_must_be_there_and_have_labels_in_every_row(llama: HookedModel) -> None:
     with pytest.raises(FactError, match=r"a corpus with labels of its own and there is none; give corpus="):
-        feed(llama, {"mine": Read("corpus")})
+        feed(llama, {"mine": Request("corpus")})
     corpus = labelled(llama)
     corpus.labels[1] = -100
     with pytest.raises(FactError, match=r"a row of the corpus has no label \(all are -100\).*leave it out"):
-        feed(llama, {"mine": Read("corpus")}, corpus=corpus)
+        feed(llama, {"mine": Request("corpus")}, corpus=corpus)
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Relabelling:
     """Reads a corpus with labels of its own."""
 
     aim: ClassVar[Literal["new", "forget"]] = "forget"
-    reads: ClassVar[Mapping[str, Read]] = {"mine": Read("corpus")}
+    requests: ClassVar[Mapping[str, Request]] = {"mine": Request("corpus")}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> dict[str, Tensor]:
         reading = readings["mine"]
         return {"relabel": -reading.logits.log_softmax(-1).gather(-1, reading.labels[:, None]).mean()}
 

@@ -14,7 +14,7 @@ from helpers.tiny_models import LAYERS, VOCAB
 from torch import Tensor
 
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.editing.objectives.reading import Read
+from mechunlearn.editing.objectives.reading import Request
 from mechunlearn.editing.training.data import first_block
 from mechunlearn.errors import FactError, SiteError, TrainingError
 from mechunlearn.models.hooked import HookedModel
@@ -46,12 +46,12 @@ def test_readings_are_what_the_model_computes_on_each_text_alone(
     before = hm.to(torch.float64)
     new = changes(before, entry=entry)
     after = before.fork(new)
-    reads = {
-        f"{reference} {layer}": Read("forget", "new", positions, hidden=layer, reference=reference)
+    requests = {
+        f"{reference} {layer}": Request("forget", "new", positions, hidden=layer, reference=reference)
         for layer in range(entry, LAYERS)
         for reference in ("hidden", "logprobs", "label_logprobs")
     }
-    readings = draw(feed(before, reads, trained=new, entry=entry), new)
+    readings = draw(feed(before, requests, trained=new, entry=entry), new)
     texts = [f"{ask.prompt} {ask.new}" for fact in FORGET for ask in fact.phrasings("train")]
     for (name, reading), row in product(readings.items(), range(len(texts))):
         kind, layer = name.split()
@@ -77,20 +77,20 @@ def test_readings_are_what_the_model_computes_on_each_text_alone(
 
 
 def test_what_was_not_asked_for_is_not_there(llama: HookedModel) -> None:
-    reading = draw(feed(llama, {"plain": Read("retain")}))["plain"]
+    reading = draw(feed(llama, {"plain": Request("retain")}))["plain"]
     assert reading.hidden is reading.reference_logprobs is reading.reference_hidden is None
     assert reading.reference_label_logprobs is None
     assert reading.logits.shape == (5, VOCAB)
 
 
 def test_hidden_states_come_without_logits_if_none_are_wanted(llama: HookedModel) -> None:
-    reads = {
-        "alone": Read("forget", hidden=0, logits=False),
-        "with": Read("forget", hidden=0),
-        "elsewhere": Read("retain", hidden=0, logits=False, reference="hidden"),
+    requests = {
+        "alone": Request("forget", hidden=0, logits=False),
+        "with": Request("forget", hidden=0),
+        "elsewhere": Request("retain", hidden=0, logits=False, reference="hidden"),
     }
-    readings = draw(feed(llama, reads))
-    assert [readings[name].logits.shape[1] for name in reads] == [0, VOCAB, 0]
+    readings = draw(feed(llama, requests))
+    assert [readings[name].logits.shape[1] for name in requests] == [0, VOCAB, 0]
     one, other = readings["alone"], readings["with"]
     assert one.hidden is not None and other.hidden is not None
     assert torch.equal(one.hidden, other.hidden) and torch.equal(one.labels, other.labels)
@@ -101,8 +101,12 @@ def test_hidden_states_come_without_logits_if_none_are_wanted(llama: HookedModel
 
 
 def test_only_training_phrasings_and_training_text_are_fed(llama: HookedModel) -> None:
-    reads = {"forget": Read("forget", positions="all"), "retain": Read("retain"), "text": Read("text")}
-    readings = draw(feed(llama, reads))
+    requests = {
+        "forget": Request("forget", positions="all"),
+        "retain": Request("retain"),
+        "text": Request("text"),
+    }
+    readings = draw(feed(llama, requests))
     assert spoken(llama, readings["forget"]) == ["Bo plays golf", "Who is Bo? A golf", "Al plays polo"]
     assert spoken(llama, readings["retain"]) == [" judo"]
     assert sorted(spoken(llama, readings["text"])) == sorted([TEXT[0], TEXT[2]])
@@ -111,11 +115,11 @@ def test_only_training_phrasings_and_training_text_are_fed(llama: HookedModel) -
 def test_gradients_reach_the_weights_that_ask_for_them_and_no_reference(llama: HookedModel) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
     leaf = llama.params[name].detach().clone().requires_grad_()
-    reads = {
-        "one": Read("forget", hidden=0, reference="logprobs"),
-        "two": Read("forget", hidden=1, reference="hidden"),
+    requests = {
+        "one": Request("forget", hidden=0, reference="logprobs"),
+        "two": Request("forget", hidden=1, reference="hidden"),
     }
-    readings = draw(feed(llama, reads, trained={name: leaf}), {name: leaf})
+    readings = draw(feed(llama, requests, trained={name: leaf}), {name: leaf})
     one, two = readings["one"], readings["two"]
     one.logits.sum().backward()  # type: ignore[no-untyped-call]
     assert leaf.grad is not None and leaf.grad.abs().sum() > 0
@@ -132,8 +136,8 @@ def test_a_reference_is_the_unedited_models_however_weights_have_moved(
     llama: HookedModel, entry: int, memory: int
 ) -> None:
     new = changes(llama, entry=1)
-    reads = {"one": Read("forget", reference="logprobs")}
-    source = feed(llama, reads, MANY, trained=new, entry=entry, memory=memory, batch_size=4)
+    requests = {"one": Request("forget", reference="logprobs")}
+    source = feed(llama, requests, MANY, trained=new, entry=entry, memory=memory, batch_size=4)
     for scale in (1.0, -2.0, 0.0, 1.0, 0.0):
         moved = {name: llama.params[name].detach().lerp(value, scale) for name, value in new.items()}
         reading = draw(source, moved)["one"]
@@ -143,8 +147,8 @@ def test_a_reference_is_the_unedited_models_however_weights_have_moved(
 
 
 def test_what_cannot_change_is_computed_once_for_each_example(llama: HookedModel) -> None:
-    reads = {"one": Read("forget", reference="label_logprobs"), "two": Read("text")}
-    source = feed(llama, reads, MANY, entry=1, batch_size=8)
+    requests = {"one": Request("forget", reference="label_logprobs"), "two": Request("text")}
+    source = feed(llama, requests, MANY, entry=1, batch_size=8)
     for _ in range(12):
         draw(source)
     # Entry states of 20 questions and 20 texts, and 20 references.
@@ -152,7 +156,7 @@ def test_what_cannot_change_is_computed_once_for_each_example(llama: HookedModel
 
 
 def test_no_hook_is_left_behind(llama: HookedModel) -> None:
-    source = feed(llama, {"one": Read("forget", hidden=1)}, entry=1)
+    source = feed(llama, {"one": Request("forget", hidden=1)}, entry=1)
     draw(source)
     for model in (llama.hf, source.runner.hm.hf):
         assert not any(module._forward_hooks for module in model.modules())
@@ -169,21 +173,33 @@ NO_NEW = replace(FORGET[1], new=None)
     [
         (
             Facts(RETAIN),
-            Read("forget"),
+            Request("forget"),
             r"reads the forget set and it is empty; .*Fact\(..., split='forget'\)",
         ),
-        (Facts(FORGET), Read("retain"), "the retain set and it is empty; .*or set the objective's weight of"),
-        (Facts(FORGET), Read("text"), r"the facts have none; give Facts\(..., text=\[...\]\) or .*text=0.0"),
-        (Facts([NO_NEW]), Read("forget", "new"), r"'Al plays' \(forget\) has no new answer.*=.*Forget\(\)"),
+        (
+            Facts(FORGET),
+            Request("retain"),
+            "the retain set and it is empty; .*or set the objective's weight of",
+        ),
+        (
+            Facts(FORGET),
+            Request("text"),
+            r"the facts have none; give Facts\(..., text=\[...\]\) or .*text=0.0",
+        ),
         (
             Facts([NO_NEW]),
-            Read("forget", "foil"),
+            Request("forget", "new"),
+            r"'Al plays' \(forget\) has no new answer.*=.*Forget\(\)",
+        ),
+        (
+            Facts([NO_NEW]),
+            Request("forget", "foil"),
             "has no foil.*give the fact foil=..., or use",
         ),
     ],
 )
 def test_what_cannot_be_read_says_what_to_give(
-    llama: HookedModel, facts: Facts, read: Read, message: str
+    llama: HookedModel, facts: Facts, read: Request, message: str
 ) -> None:
     with pytest.raises(FactError, match=message):
         feed(llama, {"one": read}, facts)
@@ -200,18 +216,18 @@ def test_more_parts_than_examples_are_refused(
     llama: HookedModel, parts: int, batch_size: int, message: str
 ) -> None:
     with pytest.raises(TrainingError, match=message):
-        reads = {"forget": Read("forget"), **({"text": Read("text")} if batch_size > 2 else {})}
-        feed(llama, reads, batch_size=batch_size, parts=parts)
+        requests = {"forget": Request("forget"), **({"text": Request("text")} if batch_size > 2 else {})}
+        feed(llama, requests, batch_size=batch_size, parts=parts)
 
 
 @pytest.mark.parametrize("layer", [-1, LAYERS])
 def test_a_block_that_is_not_there_cannot_be_read(llama: HookedModel, layer: int) -> None:
     with pytest.raises(SiteError, match=f"'one' after block {layer}; this model's blocks are 0 to 1"):
-        first_block(llama, 0, {"one": Read("forget", hidden=layer)})
+        first_block(llama, 0, {"one": Request("forget", hidden=layer)})
 
 
 def test_runs_begin_no_later_than_what_is_read(llama: HookedModel) -> None:
-    reads = {"one": Read("forget", hidden=0), "two": Read("retain", hidden=1)}
-    assert first_block(llama, 1, reads) == 0
-    assert first_block(llama, 1, {"two": reads["two"]}) == 1
-    assert first_block(llama, 0, {"two": reads["two"]}) == 0
+    requests = {"one": Request("forget", hidden=0), "two": Request("retain", hidden=1)}
+    assert first_block(llama, 1, requests) == 0
+    assert first_block(llama, 1, {"two": requests["two"]}) == 1
+    assert first_block(llama, 0, {"two": requests["two"]}) == 0

@@ -17,7 +17,7 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Stop
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
-from mechunlearn.editing.objectives.reading import Read, Reading, State
+from mechunlearn.editing.objectives.reading import Outputs, Request, State
 from mechunlearn.editing.training.fitting import refit
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.scorer import score
@@ -36,13 +36,16 @@ class Multiplier:
 
     seen: list[tuple[float, list[float]]] = field(default_factory=list)
     aim: ClassVar[Literal["new", "forget"]] = "new"
-    reads: ClassVar[Mapping[str, Read]] = {"forget": Read("forget", "new"), "retain": Read("retain")}
+    requests: ClassVar[Mapping[str, Request]] = {
+        "forget": Request("forget", "new"),
+        "retain": Request("retain"),
+    }
 
-    def init(self, readings: Mapping[str, Reading], *, seed: int) -> State:
-        assert set(readings) == set(self.reads)
+    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
+        assert set(readings) == set(self.requests)
         return {"weight": 10.0 * seed, "vector": torch.zeros(2)}
 
-    def __call__(self, readings: Mapping[str, Reading], state: State) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs], state: State) -> dict[str, Tensor]:
         vector: Any = state["vector"]
         self.seen.append((float(state["weight"]), vector.tolist()))
         return {name: reading.logits.logsumexp(-1).mean() for name, reading in readings.items()}
@@ -72,9 +75,11 @@ class Comparing:
     gaps: list[float] = field(default_factory=list)
     drift: list[float] = field(default_factory=list)
     aim: ClassVar[Literal["new", "forget"]] = "new"
-    reads: ClassVar[Mapping[str, Read]] = {"forget": Read("forget", "new", reference="logprobs", hidden=0)}
+    requests: ClassVar[Mapping[str, Request]] = {
+        "forget": Request("forget", "new", reference="logprobs", hidden=0)
+    }
 
-    def __call__(self, readings: Mapping[str, Reading]) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> dict[str, Tensor]:
         reading = readings["forget"]
         reference, now = reading.reference_logprobs, reading.logits.log_softmax(-1)
         assert reference is not None and not reference.requires_grad
@@ -132,9 +137,9 @@ class Swing:
     turn: int
     calls: list[int] = field(default_factory=list)
     aim: ClassVar[Literal["new", "forget"]] = "new"
-    reads: ClassVar[Mapping[str, Read]] = {"forget": Read("forget", "new")}
+    requests: ClassVar[Mapping[str, Request]] = {"forget": Request("forget", "new")}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> dict[str, Tensor]:
         self.calls.append(1)
         sign = 1 if len(self.calls) <= self.turn else -1
         reading = readings["forget"]

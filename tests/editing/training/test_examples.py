@@ -6,15 +6,19 @@ import pytest
 import torch
 from helpers.fed_data import MANY, MANY_NEW, WORDS, draw, feed, spoken
 
-from mechunlearn.editing.objectives.reading import Read
+from mechunlearn.editing.objectives.reading import Request
 from mechunlearn.models.hooked import HookedModel
 
-FORGETTING = {"forget": Read("forget")}
+FORGETTING = {"forget": Request("forget")}
 
 
 def test_reads_of_the_same_set_share_their_examples_and_one_run(llama: HookedModel) -> None:
-    reads = {"short": Read("forget"), "long": Read("forget", positions="all"), "new": Read("forget", "new")}
-    source = feed(llama, reads, MANY_NEW, batch_size=3)
+    requests = {
+        "short": Request("forget"),
+        "long": Request("forget", positions="all"),
+        "new": Request("forget", "new"),
+    }
+    source = feed(llama, requests, MANY_NEW, batch_size=3)
     ran: list[int] = []
     source.runner.hm.hf.register_forward_hook(lambda module, args, output: ran.append(len(output.logits)))
     readings = draw(source)
@@ -23,12 +27,12 @@ def test_reads_of_the_same_set_share_their_examples_and_one_run(llama: HookedMod
 
 
 def test_all_answers_of_a_set_are_answers_to_the_same_questions(llama: HookedModel) -> None:
-    reads = {
-        "old": Read("forget", positions="all"),
-        "new": Read("forget", "new", positions="all"),
-        "texts": Read("forget", ("no", "never"), positions="all"),
+    requests = {
+        "old": Request("forget", positions="all"),
+        "new": Request("forget", "new", positions="all"),
+        "texts": Request("forget", ("no", "never"), positions="all"),
     }
-    source = feed(llama, reads, MANY_NEW, batch_size=4, seed=1)
+    source = feed(llama, requests, MANY_NEW, batch_size=4, seed=1)
     for _ in range(7):
         readings = draw(source)
         asked = {
@@ -42,7 +46,7 @@ def test_all_answers_of_a_set_are_answers_to_the_same_questions(llama: HookedMod
 
 def test_what_else_is_read_does_not_change_the_order(llama: HookedModel) -> None:
     alone = feed(llama, FORGETTING, MANY, batch_size=6, seed=2)
-    beside = feed(llama, {**FORGETTING, "text": Read("text")}, MANY, batch_size=6, seed=2)
+    beside = feed(llama, {**FORGETTING, "text": Request("text")}, MANY, batch_size=6, seed=2)
     for _ in range(4):
         assert spoken(llama, draw(alone)["forget"]) == spoken(llama, draw(beside)["forget"])
 
@@ -64,17 +68,17 @@ def test_no_example_comes_twice_before_all_came_once(llama: HookedModel) -> None
 def test_a_step_takes_a_quarter_as_many_texts_as_questions(
     llama: HookedModel, batch_size: int, questions: int, texts: int
 ) -> None:
-    reads = {"forget": Read("forget"), "text": Read("text")}
-    readings = draw(feed(llama, reads, MANY, batch_size=batch_size))
+    requests = {"forget": Request("forget"), "text": Request("text")}
+    readings = draw(feed(llama, requests, MANY, batch_size=batch_size))
     assert len(set(readings["forget"].row.tolist())) == questions
     assert len(set(readings["text"].row.tolist())) == texts
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_parts_are_the_examples_of_a_step_cut_up_in_order(llama: HookedModel, parts: int) -> None:
-    reads = {"forget": Read("forget"), "text": Read("text")}
-    whole = draw(feed(llama, reads, MANY, batch_size=19))
-    source = feed(llama, reads, MANY, batch_size=19, parts=parts)
+    requests = {"forget": Request("forget"), "text": Request("text")}
+    whole = draw(feed(llama, requests, MANY, batch_size=19))
+    source = feed(llama, requests, MANY, batch_size=19, parts=parts)
     cut = [source.read(part, {}) for part in source.draw()]
     assert len(cut) == parts
     for name, reading in whole.items():

@@ -22,9 +22,9 @@ from mechunlearn.editing.edits.recipes import Stop
 from mechunlearn.editing.objectives.ascent import GradientDifference
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.preference import AltPO
-from mechunlearn.editing.objectives.reading import Read, Reading
+from mechunlearn.editing.objectives.reading import Outputs, Request
 from mechunlearn.editing.objectives.representation import RMU
-from mechunlearn.editing.training.activation_cache import Keep
+from mechunlearn.editing.training.activation_cache import CacheLimits
 from mechunlearn.editing.training.fitting import edit
 from mechunlearn.editing.training.slice_parameters import Trained
 from mechunlearn.errors import FactError, LocalizationError, SiteError, TrainingError
@@ -62,8 +62,8 @@ def test_nothing_outside_the_localization_moves(
     [
         {"schedule": "linear", "warmup": 1, "clip": 0.1},
         {"micro_batches": 2, "checkpointing": True, "stop": Stop(every=1)},
-        {"keep": Keep(memory=0), "schedule": "constant", "optimizer": "SGD"},
-        {"keep": Keep(memory=0, disk=1 << 20), "objective": GradientDifference()},
+        {"keep": CacheLimits(memory=0), "schedule": "constant", "optimizer": "SGD"},
+        {"keep": CacheLimits(memory=0, disk=1 << 20), "objective": GradientDifference()},
         {"objective": AltPO(samples=2), "steps": 3},
         {"objective": RMU(layer=1), "optimizer": "NAdam"},
     ],
@@ -140,9 +140,9 @@ class Misbehaving:
     step: int = 3
     calls: list[int] = field(default_factory=list)
     aim: ClassVar[Literal["new", "forget"]] = "new"
-    reads: ClassVar[Mapping[str, Read]] = {"forget": Read("forget", "new")}
+    requests: ClassVar[Mapping[str, Request]] = {"forget": Request("forget", "new")}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> dict[str, Tensor]:
         self.calls.append(1)
         loss = readings["forget"].logits.logsumexp(-1).mean()
         return {"loss": self.then(loss) if len(self.calls) >= self.step else loss}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechunlearn.editing.objectives.likelihood import Forget
 from mechunlearn.editing.objectives.masking import WeightMask
-from mechunlearn.editing.objectives.reading import Read, Reading
+from mechunlearn.editing.objectives.reading import Outputs, Request
 from mechunlearn.models.hooked import HookedModel
 
 
@@ -25,9 +25,9 @@ class Masks:
     seen: list[tuple[float, float]] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     aim: ClassVar[Literal["new", "forget"]] = "forget"
-    reads: ClassVar[Mapping[str, Read]] = {"forget": Read("forget")}
+    requests: ClassVar[Mapping[str, Request]] = {"forget": Request("forget")}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> dict[str, Tensor]:
         return {"loss": 1e-6 * readings["forget"].logits.square().mean()}
 
     def penalty(self, removed: Mapping[str, Tensor], *, step: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from helpers.partial_runs import counted as counted
 from helpers.small_facts import FACTS
 from torch import Tensor
 
-from mechunlearn.editing.training.activation_cache import Room
+from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.partial_forward import Runner
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.scorer import score
@@ -23,7 +23,7 @@ def test_what_is_remembered_gives_the_same_scores_without_the_blocks_below(
     runner = Runner.of(hm, (), entry=2)
     for again in (False, True):
         before = [*counts]
-        with runner.remembering(memory, Room(1 << 20, 0, None)):
+        with runner.remembering(memory, CacheBudget(1 << 20, 0, None)):
             found = score(runner.hm, FACTS)
         assert (found.p_answer == expected.p_answer).all() and found.said == expected.said
         assert (counts[0] == before[0]) is again and counts[3] > before[3]
@@ -36,7 +36,7 @@ def test_what_is_remembered_stays_within_its_limit() -> None:
     sizes = []
     for limit in (0, 1000, 100_000):
         memory.clear()
-        with runner.remembering(memory, Room(limit, 0, None)):
+        with runner.remembering(memory, CacheBudget(limit, 0, None)):
             for text in ("Bo", "Bo plays", "Bo plays golf"):
                 tokens = runner.hm.to_tokens(text)
                 runner.hm.hf(input_ids=tokens, attention_mask=torch.ones_like(tokens))
@@ -52,7 +52,7 @@ def test_the_same_tokens_under_another_mask_are_another_question() -> None:
     tokens = hm.to_tokens("Bo plays golf")
     whole, cut = torch.ones_like(tokens), torch.ones_like(tokens)
     cut[:, 1] = 0
-    with runner.remembering(memory, Room(1 << 20, 0, None)):
+    with runner.remembering(memory, CacheBudget(1 << 20, 0, None)):
         for mask in (whole, cut):
             found = runner.hm.hf(input_ids=tokens, attention_mask=mask).logits
             expected = hm.hf(input_ids=tokens, attention_mask=mask).logits

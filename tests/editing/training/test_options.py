@@ -21,8 +21,8 @@ from mechunlearn.core.facts.fact import Fact, Split
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Recipe, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
-from mechunlearn.editing.objectives.reading import Read, Reading
-from mechunlearn.editing.training.activation_cache import Keep
+from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.training.activation_cache import CacheLimits
 from mechunlearn.errors import FactError, TrainingError
 
 DESCENT: dict[str, Any] = {"optimizer": "SGD", "schedule": "constant"}
@@ -79,9 +79,9 @@ class Slope:
     grow: float = 1.0
     calls: list[int] = field(default_factory=list)
     aim: ClassVar[Literal["new", "forget"]] = "new"
-    reads: ClassVar[Mapping[str, Read]] = {"forget": Read("forget", "new", hidden=0, logits=False)}
+    requests: ClassVar[Mapping[str, Request]] = {"forget": Request("forget", "new", hidden=0, logits=False)}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> dict[str, Tensor]:
         self.calls.append(1)
         hidden = readings["forget"].hidden
         assert hidden is not None
@@ -219,7 +219,7 @@ def test_giving_up_ends_training_and_nothing_else(success: float, retention: flo
     [
         {},
         {"micro_batches": 2, "batch_size": 5, "checkpointing": True, "clip": 1.0, "warmup": 1},
-        {"stop": Stop(every=1), "keep": Keep(memory=0)},
+        {"stop": Stop(every=1), "keep": CacheLimits(memory=0)},
         {"objective": mu.objectives.RMU(layer=1), "optimizer": "SGD"},
         {"objective": mu.objectives.DPO(alternative=("no", "never"))},
         {"objective": mu.objectives.WeightMask()},

@@ -11,13 +11,14 @@ import pytest
 import torch
 from helpers.deep_models import DEEP, deep_model, naive_gradients, tolerance
 from helpers.partial_runs import STEP, double, gap
+from helpers.partial_runs import counted as counted
 from helpers.small_facts import FACTS, fit, weights
 from helpers.tiny_models import FAMILIES, VOCAB
 from torch import Tensor
 
 from mechunlearn.editing.edits.recipes import Stop
-from mechunlearn.editing.objectives.reading import Read, Reading
-from mechunlearn.editing.training.activation_cache import Keep
+from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.training.activation_cache import CacheLimits
 from mechunlearn.editing.training.partial_forward import Runner
 from mechunlearn.models.encoding.encoder import encode_text
 from mechunlearn.models.hooked import HookedModel
@@ -74,7 +75,7 @@ def test_a_gradient_is_the_full_models_at_the_trained_slices(family: str, sites:
     assert gap(hm, fit(hm, *sites, **STEP), wanted(family)) < tolerance(family)
 
 
-@pytest.mark.parametrize("options", [{"checkpointing": True}, {"keep": Keep(memory=0)}], ids=str)
+@pytest.mark.parametrize("options", [{"checkpointing": True}, {"keep": CacheLimits(memory=0)}], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saving_memory_costs_no_accuracy(family: str, options: dict[str, Any]) -> None:
     hm = double(family)
@@ -142,10 +143,10 @@ class Watching:
     aim: ClassVar[Literal["new", "forget"]] = "new"
 
     @property
-    def reads(self) -> Mapping[str, Read]:
-        return {"forget": Read("forget", "new", hidden=self.hidden, logits=self.logits)}
+    def requests(self) -> Mapping[str, Request]:
+        return {"forget": Request("forget", "new", hidden=self.hidden, logits=self.logits)}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> dict[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> dict[str, Tensor]:
         reading = readings["forget"]
         read = reading.logits if self.logits else reading.hidden
         assert read is not None

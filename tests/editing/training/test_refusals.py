@@ -14,8 +14,8 @@ from helpers.small_facts import bits, fit
 from torch import Tensor
 
 import mechunlearn as mu
-from mechunlearn.editing.objectives.reading import Read, Reading
-from mechunlearn.editing.training.activation_cache import Keep
+from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.training.activation_cache import CacheLimits
 from mechunlearn.errors import DataError, FactError, TrainingError
 from mechunlearn.models.encoding.encoder import encode_text
 
@@ -26,9 +26,9 @@ class Giving:
 
     kind: str
     aim: ClassVar[Literal["new", "forget"]] = "new"
-    reads: ClassVar[Mapping[str, Read]] = {"forget": Read("forget", "new")}
+    requests: ClassVar[Mapping[str, Request]] = {"forget": Request("forget", "new")}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Any:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Any:
         loss = readings["forget"].logits.logsumexp(-1)
         return {"nothing": {}, "a number": {"loss": 1.0}, "an axis": {"loss": loss[:1]}}[self.kind]
 
@@ -44,9 +44,9 @@ class Silent:
     """An objective that does not tell its options."""
 
     aim: Literal["new", "forget"] = "new"
-    reads: ClassVar[Mapping[str, Read]] = {"forget": Read("forget", "new")}
+    requests: ClassVar[Mapping[str, Request]] = {"forget": Request("forget", "new")}
 
-    def __call__(self, readings: Mapping[str, Reading]) -> Mapping[str, Tensor]:
+    def __call__(self, readings: Mapping[str, Outputs]) -> Mapping[str, Tensor]:
         return {"loss": readings["forget"].logits.logsumexp(-1).mean()}
 
 
@@ -74,8 +74,8 @@ def test_places_to_write_are_checked_before_anything_is_run(llama: mu.HookedMode
     with refused(DataError, "give a folder to write in", hm=llama):
         fit(llama, checkpoint=tmp_path / "file" / "below")
     with pytest.raises(TrainingError, match="which is no folder; make it first"):
-        Keep(folder=tmp_path / "missing")
-    with refused(TrainingError, "keep is 100; give a Keep", hm=llama):
+        CacheLimits(folder=tmp_path / "missing")
+    with refused(TrainingError, "keep is 100; give a CacheLimits", hm=llama):
         fit(llama, keep=100)
 
 

@@ -33,7 +33,7 @@ class Broken:
 
     value: float
     aim: ClassVar[Literal["new", "forget"]] = "new"
-    reads: ClassVar[Mapping[str, Any]] = mu.objectives.Inject().reads
+    requests: ClassVar[Mapping[str, Any]] = mu.objectives.Inject().requests
 
     def __call__(self, readings: Mapping[str, Any]) -> dict[str, Tensor]:
         return {"mine": readings["forget"].logits.sum() * 0.0 + self.value}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.editing.objectives.preference import DPO, AltPO
-from mechunlearn.editing.objectives.reading import Read, Sampled
+from mechunlearn.editing.objectives.reading import Request, Sampled
 from mechunlearn.editing.training.examples import Order
 from mechunlearn.editing.training.sampled_answers import sample_answers
 from mechunlearn.errors import TrainingError
@@ -126,8 +126,8 @@ WORDS = ("red", "dun", "tan")
 def test_each_question_gets_every_text_once_before_one_comes_again(
     llama: HookedModel, batch_size: int
 ) -> None:
-    reads = {"one": Read("forget", WORDS, positions="all")}
-    source = feed(llama, reads, NAMES, batch_size=batch_size)
+    requests = {"one": Request("forget", WORDS, positions="all")}
+    source = feed(llama, requests, NAMES, batch_size=batch_size)
     given: dict[str, list[str]] = {}
     for _ in range(3 * 12 // batch_size):
         for said in spoken(llama, draw(source)["one"]):
@@ -138,13 +138,13 @@ def test_each_question_gets_every_text_once_before_one_comes_again(
 
 
 def test_two_reads_of_a_set_are_of_the_same_questions_though_answers_vary(llama: HookedModel) -> None:
-    reads = {
-        "old": Read("forget", positions="all"),
-        "listed": Read("forget", WORDS, positions="all"),
-        "drawn": Read("forget", Sampled(2), positions="all"),
-        "new": Read("forget", "new", positions="all"),
+    requests = {
+        "old": Request("forget", positions="all"),
+        "listed": Request("forget", WORDS, positions="all"),
+        "drawn": Request("forget", Sampled(2), positions="all"),
+        "new": Request("forget", "new", positions="all"),
     }
-    source = feed(llama, reads, NAMES, batch_size=5, seed=1)
+    source = feed(llama, requests, NAMES, batch_size=5, seed=1)
     for _ in range(6):
         readings = draw(source)
         asked = [[said[:9] for said in spoken(llama, reading)] for reading in readings.values()]
