@@ -217,7 +217,7 @@ def test_scores_draw_select_and_say_that_they_read_first_tokens(llama: HookedMod
     lens = logit_lens(llama, FACTS, progress=False)
     credit = direct_logit_attribution(llama, FACTS, progress=False)
     assert lens.title == "Logit lens at the last token: logit_diff (first token)"
-    assert credit.title == "Direct logit attribution: logit_diff (first token)"
+    assert credit.title == "Direct logit attribution: logit difference (first token)"
     for scores in (lens, credit, logit_lens(llama, FACTS, at="groups", progress=False)):
         assert scores.heatmap().data and scores.curves().data
     assert len(credit.only("attn", "mlp").top(params=0.5)) >= 1
