@@ -42,7 +42,7 @@ def swap_subjects(
     hm: HasTokenizer,
     facts: Sequence[Fact],
     *,
-    subjects: Sequence[Fact] | None = None,
+    pool: Sequence[Fact] | None = None,
     other_answer: bool = False,
     seed: int = 0,
 ) -> Swaps:
@@ -51,9 +51,9 @@ def swap_subjects(
     Args:
         hm: gives the tokenizer.
         facts: the facts.
-        subjects: facts whose subjects may be put in; None for `facts` themselves.
+        pool: facts whose subjects may be put in; None for `facts` themselves.
         other_answer: leave out facts for which only subjects with the same answer fit.
-        seed: of the order in which subjects are tried.
+        seed: seed of the order in which subjects are tried.
 
     Raises:
         FactError: no fact finds another subject.
@@ -64,7 +64,7 @@ def swap_subjects(
         >>> swaps.facts[0].subject != swaps.swapped[0].subject
         True
     """
-    pool = list(facts if subjects is None else subjects)
+    pool = list(facts if pool is None else pool)
     own = encode(hm, facts, answer=None)
     queues = _queues(facts, pool, own.subject.sum(1).tolist(), _lengths(hm, pool), other_answer, seed)
     found: dict[int, Fact] = {}
@@ -81,7 +81,7 @@ def swap_subjects(
         raise FactError(
             f"none of the {len(facts)} facts has another subject with equally many tokens"
             f"{' and another answer' if other_answer else ''} among {len(pool)}; "
-            "give more facts of the same relation as `subjects=`"
+            "give more facts of the same relation: corrupt=mu.OtherSubject(pool=...)"
         )
     index = tuple(sorted(found))
     note = f"{len(index)} of {len(facts)} facts" if len(index) < len(facts) else ""

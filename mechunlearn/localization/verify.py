@@ -80,7 +80,7 @@ def _options(scores: Scores | EdgeScores) -> dict[str, Any]:
             f"these scores are no longer over {' and '.join(missing)}; verify measures each by itself, so "
             "give it the scores before .mean(), .sel() or .reduce(), and reduce what it returns"
         )
-    return {name: recipe[name] for name in ("facts", "subjects", "seed", "positions")}
+    return {name: recipe[name] for name in ("facts", "corrupt", "positions")}
 
 
 def _nodes(hm: HookedModel, scores: Scores, k: int, options: Mapping[str, Any]) -> Scores:
@@ -113,7 +113,7 @@ def _edges(hm: HookedModel, scores: EdgeScores, k: int, options: Mapping[str, An
     exact = exact.copy(data=np.full(exact.shape, np.nan)).transpose("fact", "sender", "receiver", ...)
     for column, receiver in enumerate(receivers):
         rows = [row for row, sender in enumerate(senders) if (sender, receiver) in best]
-        found = path_patch(hm, senders=[senders[row] for row in rows], receivers=[receiver], **options)
+        found = path_patch(hm, sites=[senders[row] for row in rows], receivers=[receiver], **options)
         exact.values[:, rows, column] = found.values.values
     return EdgeScores.of(
         exact.values,

@@ -56,7 +56,7 @@ def test_a_planted_lookup_shows_as_a_step() -> None:
 
 
 def test_the_last_token_knows_only_after_the_carrier() -> None:
-    found = accuracy(probe(planted(), planted_facts(), at="last", control=False, progress=False))
+    found = accuracy(probe(planted(), planted_facts(), positions="last", control=False, progress=False))
     assert found["L1.resid_post"] <= 0.4 and found["L2.resid_mid"] == 1.0
 
 

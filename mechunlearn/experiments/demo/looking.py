@@ -55,7 +55,7 @@ def look(hm: HookedModel, facts: Facts, *, seed: int, progress: bool = False) ->
         ScoresError: fact lookup credits no MLP.
     """
     lookup = fact_lookup(hm, facts.forget, fitted_on=facts.retain, seed=seed, progress=progress)
-    trace = causal_trace(hm, facts.forget, restore=("mlp", "attn"), seed=seed, progress=progress)
+    trace = causal_trace(hm, facts.forget, sites=("mlp", "attn"), seed=seed, progress=progress)
     gradient = attribution(hm, facts.forget, seed=seed, progress=progress)
     found = lookup.above(0.0)
     if not found:

@@ -24,7 +24,7 @@ from mechunlearn.localization.attribution.gradients import START, corrupt_run, s
 from mechunlearn.localization.attribution.graph import Graph
 from mechunlearn.localization.engine.cached_run import activations
 from mechunlearn.localization.patching.answer_metrics import AnswerRows
-from mechunlearn.localization.patching.corruption import Pairs
+from mechunlearn.localization.patching.pairs import Pairs
 
 
 class Steps(NamedTuple):

@@ -36,7 +36,8 @@ from mechunlearn.localization.attribution.edge_sums import (
 )
 from mechunlearn.localization.attribution.gradients import differentiable
 from mechunlearn.localization.attribution.graph import Graph
-from mechunlearn.localization.patching.corruption import Pairs, pair
+from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
+from mechunlearn.localization.patching.pairs import Pairs, pair
 from mechunlearn.localization.patching.positions import Positions, Totals, labels_of, shares_of
 from mechunlearn.models.hooked import HookedModel
 
@@ -51,7 +52,7 @@ def edge_attribution(
     method: Method = "eap",
     steps: int = 5,
     positions: Positions = "all",
-    subjects: Sequence[Fact] | None = None,
+    corrupt: Literal["subject"] | OtherSubject = "subject",
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = True,
@@ -70,8 +71,8 @@ def edge_attribution(
             embeddings, ``"eap-ig-activations"`` between the activations of each sender.
         steps: runs on the way from corrupt to clean; ``"eap"`` has none.
         positions: ``"all"`` tokens together, token ``"groups"``, or ``"each"`` token.
-        subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
-        seed: of the draw of subjects.
+        corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
+        seed: seed of the draw of subjects, unless `corrupt` has one.
         batch_size: runs per pass. What every sender writes is held at once: for GPT-2 small half a megabyte
             per run and token.
         progress: show a progress bar.
@@ -96,9 +97,10 @@ def edge_attribution(
     Have Faith in Faithfulness; Marks et al. 2024 for the integral over a sender's own activations.
     """
     _check(method, steps=steps, batch_size=batch_size)
+    subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
     graph = Graph(hm)
     senders, receivers = graph.senders, graph.receivers
-    pairs = pair(hm, facts, ("logit_diff",), corrupt="subject", subjects=subjects, seed=seed)
+    pairs = pair(hm, facts, ("logit_diff",), corrupt=subject)
     totals = Totals.of(pairs.asked, positions, len(senders), len(receivers))
     size = batch_size if method == "eap" else max(1, batch_size // steps)
     with tqdm(total=len(pairs.asked), desc="edge attribution", disable=not progress) as bar:
@@ -121,7 +123,7 @@ def edge_attribution(
         params=hm.sites,
         title=f"Edge attribution{form} (below 0: speaks for the answer){note}",
         unit="change of the logit difference",
-        recipe={"facts": list(facts), "subjects": subjects, "seed": seed, "positions": positions},
+        recipe={"facts": list(facts), "corrupt": subject, "positions": positions},
     )
 
 

@@ -25,13 +25,19 @@ from tqdm.auto import tqdm
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
-from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.errors import require_positive
 from mechunlearn.localization.attribution.gradients import corrupt_run, differentiable, slopes, tapped
-from mechunlearn.localization.patching.corruption import Pairs, pair
-from mechunlearn.localization.patching.positions import Positions, Totals, labels_of, shares_of
+from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
+from mechunlearn.localization.patching.pairs import Pairs, pair
+from mechunlearn.localization.patching.positions import (
+    Component,
+    Positions,
+    Totals,
+    labels_of,
+    layer_sites,
+    shares_of,
+)
 from mechunlearn.models.hooked import HookedModel
-
-Grain = Literal["component", "head"]
 
 
 @torch.inference_mode(False)  # in which somebody may have put us, and which knows no gradients
@@ -39,9 +45,9 @@ def attribution(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    grain: Grain = "component",
+    sites: Component | Sequence[Component] = ("attn", "mlp"),
     positions: Positions = "all",
-    subjects: Sequence[Fact] | None = None,
+    corrupt: Literal["subject"] | OtherSubject = "subject",
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = True,
@@ -54,10 +60,10 @@ def attribution(
     Args:
         hm: the model; its weights and their gradients are left as they were.
         facts: each needs a `foil`, a `new` answer or `options`.
-        grain: ``"component"`` for whole attentions and MLPs, ``"head"`` for heads and whole MLPs.
+        sites: ``"attn"`` for whole attentions, ``"mlp"`` for MLPs, ``"head"`` for heads; or several.
         positions: ``"all"`` tokens together, token ``"groups"``, or ``"each"`` token.
-        subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
-        seed: of the draw of subjects.
+        corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
+        seed: seed of the draw of subjects, unless `corrupt` has one.
         batch_size: rows per pass; a fact is one row, and one more for every word of several tokens.
         progress: show a progress bar.
 
@@ -68,7 +74,7 @@ def attribution(
 
     Raises:
         FactError: a fact has nothing to compare its answer with, or none finds another subject.
-        ScoresError: for an unknown `grain` or `positions`, or a `batch_size` below 1.
+        ScoresError: for unknown `sites` or `positions`, or a `batch_size` below 1.
         ModelError: the model was loaded inside ``torch.inference_mode()``.
 
     Example:
@@ -78,26 +84,29 @@ def attribution(
 
     Source: Nanda 2023, Attribution Patching; Syed et al. 2023.
     """
-    sites = _sites(hm, grain)
+    subject, named = (
+        corruption_of(corrupt, (OtherSubject,), seed=seed),
+        layer_sites(hm, sites, get_args(Component)),
+    )
     require_positive(batch_size=batch_size)
-    pairs = pair(hm, facts, ("logit_diff",), corrupt="subject", subjects=subjects, seed=seed)
-    totals = Totals.of(pairs.asked, positions, len(sites))
+    pairs = pair(hm, facts, ("logit_diff",), corrupt=subject)
+    totals = Totals.of(pairs.asked, positions, len(named))
     with tqdm(total=len(pairs.asked), desc="attribution", disable=not progress) as bar:
         for _, part in pairs.parts(batch_size):
             shares = shares_of(part, positions, places=totals.places)
-            totals.add(part.asked, node_estimates(hm, part, sites, shares=shares))
+            totals.add(part.asked, node_estimates(hm, part, named, shares=shares))
             bar.update(len(part.asked))
     note = f", {pairs.note}" if pairs.note else ""
     return Scores.of(
         totals.values if positions != "all" else totals.values[..., 0],
-        sites,
+        named,
         dims=("fact", "site") if positions == "all" else ("fact", "site", "pos"),
         tokens=labels_of(pairs.asked, positions),
         facts=pairs.index,
         params=hm.sites,
         title=f"Attribution patching (below 0: speaks for the answer){note}",
         unit="change of the logit difference",
-        recipe={"facts": list(facts), "subjects": subjects, "seed": seed, "positions": positions},
+        recipe={"facts": list(facts), "corrupt": subject, "positions": positions},
     )
 
 
@@ -133,13 +142,3 @@ def node_estimates(
         for point in points.values()
     ]
     return torch.stack(columns, dim=1)
-
-
-def _sites(hm: HookedModel, grain: Grain) -> list[Site]:
-    if grain not in get_args(Grain):
-        raise ScoresError(one_of("grain", grain, get_args(Grain)))
-    sites = []
-    for layer in range(hm.arch.shape.n_layers):
-        heads = [Site("head", layer, head) for head in range(hm.arch.shape.n_heads)]
-        sites += [*(heads if grain == "head" else [Site("attn", layer)]), Site("mlp", layer)]
-    return sites

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.patching.activation import settings_of
+from mechunlearn.localization.patching.activation import patch_tasks
 from mechunlearn.localization.patching.answer_metrics import Metric
-from mechunlearn.localization.patching.corruption import pair
+from mechunlearn.localization.patching.pairs import pair
 from mechunlearn.models.hooked import HookedModel
 
 _METRIC: tuple[Metric, ...] = ("logit_diff",)
@@ -40,7 +40,7 @@ def preference_gap(
     """
     engine, gap = Engine.of(hm), 0.0
     pairs = pair(hm, facts, _METRIC, corrupt=others)
-    for part in settings_of(hm, pairs, _METRIC, (), direction="noising", batch_size=batch_size):
+    for part in patch_tasks(hm, pairs, _METRIC, (), direction="noising", batch_size=batch_size):
         assert part.other is not None, "both runs are captured"
         gap += float((engine.baseline(part.run, part.measure) - part.other).sum())
     return gap / len(facts)

@@ -24,7 +24,7 @@ subject. What the rule saw is the evidence of its scores: ``"probe"`` (the curve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.engine.patches import Jobs, writes_of
 from mechunlearn.localization.fact_lookup.preference import require_preference
 from mechunlearn.localization.patching.answer_metrics import Measure, ask
-from mechunlearn.localization.patching.corruption import Pairs
+from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
+from mechunlearn.localization.patching.pairs import Pairs
 from mechunlearn.localization.probing.linear_probes import has_mid
 from mechunlearn.localization.probing.probe import probe
 from mechunlearn.localization.subject_swaps import Swaps, swap_subjects
@@ -56,8 +57,8 @@ def fact_lookup(
     facts: Sequence[Fact],
     *,
     fitted_on: Sequence[Fact] | None = None,
-    subjects: Sequence[Fact] | None = None,
-    at: Where = "last_subject",
+    corrupt: Literal["subject"] | OtherSubject = "subject",
+    positions: Where = "last_subject",
     min_gain: float | int = 0.05,
     min_effect: float | int = 0.05,
     seed: int = 0,
@@ -71,11 +72,11 @@ def fact_lookup(
         facts: what is looked up; the model has to know them.
         fitted_on: facts to fit the probes on; those of other relations or about the subjects of `facts` are
             left out. None fits and scores on `facts`, in folds by subject.
-        subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
-        at: swap the output at the ``"last_subject"`` token, or at all tokens of the ``"subject"``.
+        corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
+        positions: swap the output at the ``"last_subject"`` token, or at all tokens of the ``"subject"``.
         min_gain: least gain in probe accuracy for credit; its interval must lie above 0 besides.
         min_effect: least mean share of the preference moved for credit.
-        seed: of folds, control and the draw of subjects.
+        seed: seed of folds and control, and of the draw of subjects unless `corrupt` has one.
         batch_size: prompts per forward pass.
         progress: show progress bars.
 
@@ -86,7 +87,7 @@ def fact_lookup(
     Raises:
         FactError: no fact finds another subject, the model does not prefer the facts' answers, or a probe
             has too few answers to tell apart.
-        ScoresError: for an unknown `at`, or a `batch_size` below 1.
+        ScoresError: for unknown `positions`, or a `batch_size` below 1.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
@@ -95,10 +96,11 @@ def fact_lookup(
 
     Source: Guo et al. 2024, Mechanistic Unlearning, whose lookup layers were picked by eye.
     """
-    if at not in ("last_subject", "subject"):
-        raise ScoresError(one_of("at", at, ["last_subject", "subject"]))
-    swaps = swap_subjects(hm, facts, subjects=subjects, other_answer=True, seed=seed)
-    effects = _effects(hm, swaps, at, batch_size, progress)
+    if positions not in get_args(Where):
+        raise ScoresError(one_of("positions", positions, get_args(Where)))
+    subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
+    swaps = swap_subjects(hm, facts, pool=subject.pool, other_answer=True, seed=subject.seed or 0)
+    effects = _effects(hm, swaps, positions, batch_size, progress)
     curve = probe(
         hm,
         list(facts) if fitted_on is None else _fitting(facts, fitted_on),
@@ -113,7 +115,7 @@ def fact_lookup(
     credited = torch.tensor(sure & (gain >= min_gain)) & (effects.mean(0) >= min_effect)
     note = f", {swaps.note}" if swaps.note else ""
     numbers = swaps.index
-    swap = _over_mlps(hm, effects, facts=numbers, title=f"MLPs swapped at the {at}{note}", unit=_SHARE)
+    swap = _over_mlps(hm, effects, facts=numbers, title=f"MLPs swapped at the {positions}{note}", unit=_SHARE)
     gains = _over_mlps(hm, torch.tensor(gain)[None], title="Probe gain of MLPs", unit="accuracy").reduce()
     return _over_mlps(
         hm,
@@ -126,7 +128,7 @@ def fact_lookup(
 
 
 def _effects(
-    hm: HookedModel, swaps: Swaps, at: Where, batch_size: int, progress: bool
+    hm: HookedModel, swaps: Swaps, positions: Where, batch_size: int, progress: bool
 ) -> Float[Tensor, "fact layer"]:
     """The share of each fact's preference that moves when one MLP's output is another subject's."""
     require_positive(batch_size=batch_size)
@@ -146,7 +148,7 @@ def _effects(
             both, batch = part.runs(hm, keep=names), part.asked.batch
             measure = Measure(part.asked, ("logit_diff",))
             last = torch.nn.functional.one_hot(batch.subject_last, batch.tokens.shape[1]).bool()
-            jobs = Jobs.grid(writes, (last if at == "last_subject" else batch.subject)[None])
+            jobs = Jobs.grid(writes, (last if positions == "last_subject" else batch.subject)[None])
             swapped = engine.sweep(both.clean, both.corrupt.kept, jobs, measure, bar=bar)
             runs = [engine.baseline(run, measure)[:, 0] for run in (both.clean, both.corrupt)]
             found = torch.stack([*runs, *swapped.view(len(writes), -1)], dim=1)

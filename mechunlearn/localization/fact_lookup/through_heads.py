@@ -22,7 +22,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +33,7 @@ from mechunlearn.core.sites.site import Site
 from mechunlearn.core.statistics import bootstrap_interval
 from mechunlearn.errors import ScoresError, require_positive
 from mechunlearn.localization.fact_lookup.preference import preference_gap, require_preference
+from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
 from mechunlearn.localization.path_patching.patch import path_patch
 from mechunlearn.localization.subject_swaps import swap_subjects
 from mechunlearn.models.hooked import HookedModel
@@ -45,7 +46,7 @@ def path_lookup(
     heads: int = 10,
     min_head_effect: float | int = 0.02,
     min_effect: float | int = 0.02,
-    subjects: Sequence[Fact] | None = None,
+    corrupt: Literal["subject"] | OtherSubject = "subject",
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = True,
@@ -58,8 +59,8 @@ def path_lookup(
         heads: at most so many extraction heads; at most half of all heads can be found.
         min_head_effect: least mean direct effect of an extraction head, in size.
         min_effect: least mean effect of an MLP through those heads, in size.
-        subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
-        seed: of the draw of subjects and of the intervals.
+        corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
+        seed: seed of the intervals, and of the draw of subjects unless `corrupt` has one.
         batch_size: prompts per forward pass.
         progress: show progress bars.
 
@@ -81,7 +82,8 @@ def path_lookup(
     Source: Guo et al. 2024, Mechanistic Unlearning, whose receiver layers and thresholds were set by hand.
     """
     require_positive(heads=heads, batch_size=batch_size)
-    swaps = swap_subjects(hm, facts, subjects=subjects, other_answer=True, seed=seed)
+    subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
+    swaps = swap_subjects(hm, facts, pool=subject.pool, other_answer=True, seed=subject.seed or 0)
     contrasted = [
         Fact(own.prompt, own.subject, own.answer, foil=other.answer, relation=own.relation)
         for own, other in zip(swaps.facts, swaps.swapped, strict=True)

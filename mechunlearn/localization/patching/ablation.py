@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -21,13 +20,11 @@ from torch import Tensor
 from mechunlearn.errors import FactError
 from mechunlearn.localization.engine.cached_run import activations, capture
 from mechunlearn.localization.patching.answer_metrics import AnswerRows, Measure, Metric
+from mechunlearn.localization.patching.corruption import Ablation, MeanAblation, Resample
 from mechunlearn.localization.patching.positions import Positions, groups_of
 from mechunlearn.localization.patching.sweep import PatchTask
 from mechunlearn.models.encoding.batch import GROUPS, token_groups
 from mechunlearn.models.hooked import HookedModel
-
-Ablation = Literal["zero", "mean", "resample"]
-ABLATIONS: tuple[Ablation, ...] = ("zero", "mean", "resample")
 
 
 def ablations(
@@ -38,7 +35,6 @@ def ablations(
     to: Ablation,
     names: Sequence[str],
     positions: Positions,
-    seed: int,
     batch_size: int,
 ) -> Iterator[PatchTask]:
     """The parts of an ablation sweep.
@@ -50,25 +46,24 @@ def ablations(
         to: what is written.
         names: hook points.
         positions: which places.
-        seed: of the draw of other facts.
         batch_size: rows per forward pass.
 
     Raises:
         FactError: there is one fact alone, or none has the same token groups.
     """
-    means = _means(hm, asked, names, positions, batch_size) if to == "mean" else {}
-    others = _others(asked, seed) if to == "resample" else torch.zeros(0, dtype=torch.long)
+    means = _means(hm, asked, names, positions, batch_size) if isinstance(to, MeanAblation) else {}
+    drawn = _other_facts(asked, to.seed or 0) if isinstance(to, Resample) else None
     for place, part in asked.parts(batch_size):
         run = capture(hm, part.batch, keep=names)
         rows = torch.arange(len(part), device=hm.device)[None]
-        if to == "zero":
-            source: Mapping[str, Tensor] = {name: torch.zeros_like(run.kept[name][:1]) for name in names}
-            rows = torch.zeros_like(rows)
-        elif to == "mean":
+        if drawn is not None:
+            source: Mapping[str, Tensor] = _resampled(hm, part, asked.rows(drawn[place]), names)
+        elif isinstance(to, MeanAblation):
             keys = _keys(part, positions)
             source = {name: means[name][keys].to(run.kept[name]) for name in names}
         else:
-            source = _resampled(hm, part, asked.rows(others[place]), names)
+            source = {name: torch.zeros_like(run.kept[name][:1]) for name in names}
+            rows = torch.zeros_like(rows)
         measure = Measure(part, metrics).against(hm, run)
         yield PatchTask(run, source, rows, measure, None, samples=1)
 
@@ -115,7 +110,7 @@ def _by_position(name: str, activation: Float[Tensor, "row ..."]) -> Float[Tenso
     return activation
 
 
-def _others(asked: AnswerRows, seed: int) -> Int[Tensor, "row"]:
+def _other_facts(asked: AnswerRows, seed: int) -> Int[Tensor, "row"]:
     """Draw for every row a row of another fact with the same token groups."""
     groups, rng = groups_of(asked), random.Random(seed)
     kinds = [frozenset(row) for row in groups.tolist()]

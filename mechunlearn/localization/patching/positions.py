@@ -24,11 +24,12 @@ from torch import Tensor
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError, one_of
 from mechunlearn.localization.patching.answer_metrics import AnswerRows
-from mechunlearn.localization.patching.corruption import Pairs
+from mechunlearn.localization.patching.pairs import Pairs
 from mechunlearn.models.encoding.batch import GROUPS, token_groups
 from mechunlearn.models.hooked import HookedModel
 
 Positions = Literal["groups", "each", "all"]
+Component = Literal["attn", "mlp", "head"]
 Sites = str | Sequence[str] | Iterable[Site] | Mapping[Site, Iterable[Site]]
 KINDS = (
     "resid_pre", "resid_mid", "resid_post", "attn", "mlp", "head", "head.q", "head.k", "head.v", "pattern",
@@ -85,6 +86,33 @@ def _named(hm: HookedModel, kind: str) -> list[Site]:
     found = [Site(name, layer, unit, part or None) for layer in range(shape.n_layers) for unit in units]
     hm.arch.hooks(found[0])
     return found
+
+
+def layer_sites(hm: HookedModel, kinds: str | Sequence[str], allowed: Sequence[str]) -> list[Site]:
+    """List all sites of some kinds, layer by layer, in the order of the kinds.
+
+    Args:
+        hm: the model.
+        kinds: a kind or several.
+        allowed: the kinds that the verb can use.
+
+    Raises:
+        ScoresError: for another kind, none, or one that is named twice.
+
+    Example:
+        >>> [str(site) for site in layer_sites(mu.world.model(), ("attn", "mlp"), KINDS)[:3]]
+        ['L0.attn', 'L0.mlp', 'L1.attn']
+    """
+    chosen = [kinds] if isinstance(kinds, str) else list(kinds)
+    for kind in chosen:
+        if kind not in allowed:
+            raise ScoresError(one_of("sites", kind, allowed) + ", or a tuple of them")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ScoresError(f"sites must name one or more different kinds of {tuple(allowed)}; not {kinds!r}")
+    every = [_named(hm, kind) for kind in chosen]
+    return [
+        site for n in range(hm.arch.shape.n_layers) for sites in every for site in sites if site.layer == n
+    ]
 
 
 def _windowed(together: tuple[Site, ...], window: int, last: int) -> tuple[Site, ...]:

@@ -115,8 +115,8 @@ class SweepResult:
         return self.values / gap
 
     @property
-    def said(self) -> str:
-        """What a title has to say of how it was found."""
+    def remarks(self) -> str:
+        """What a title adds: the noise of batch shapes, and that no block could be entered."""
         noise = f", ±{self.noise:.2g} from batch shapes" if self.noise else ""
         return noise + (", every patch a complete run" if self.complete else "")
 

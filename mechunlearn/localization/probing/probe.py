@@ -48,7 +48,7 @@ def probe(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    at: Position = "last_subject",
+    positions: Position = "last_subject",
     test: Sequence[Fact] | None = None,
     folds: int = 5,
     kind: ProbeKind = "logistic",
@@ -64,7 +64,7 @@ def probe(
     Args:
         hm: the model.
         facts: what the probes are fitted on.
-        at: where to read: at the last token of the subject, or of the prompt.
+        positions: where to read: at the last token of the subject, or of the prompt.
         test: facts about other subjects to score on; None scores `facts` themselves, in folds.
         folds: how many folds, at most one per subject.
         kind: ``"logistic"`` regression, or one of two cheap ones: ``"ridge"`` regression, and ``"mean
@@ -84,7 +84,7 @@ def probe(
 
     Raises:
         FactError: there are fewer than two answers or subjects, or a subject stands on both sides.
-        ScoresError: for an unknown `at` or `kind`, or a number out of range.
+        ScoresError: for unknown `positions` or `kind`, or a number out of range.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
@@ -94,7 +94,7 @@ def probe(
     """
     check_reader(kind, C)
     every, sites = [*facts, *(test or ())], probe_sites(hm)
-    states = states_at(hm, every, sites, at=at, batch_size=batch_size).numpy()
+    states = states_at(hm, every, sites, positions=positions, batch_size=batch_size).numpy()
     labels = np.array([fact.answer.strip() for fact in every])
     splits = _folds(facts, folds, seed) if test is None else [_outside(facts, test)]
     scored = np.concatenate([split.scored for split in splits])
@@ -108,7 +108,7 @@ def probe(
         sites,
         dims=("fact", "site", "metric"),
         metrics=metrics,
-        title=f"Probe for the answer at the {at} token" + (f" ({kind})" if kind != "logistic" else ""),
+        title=f"Probe for the answer at the {positions} token" + (f" ({kind})" if kind != "logistic" else ""),
         unit="accuracy",
     )
 
