@@ -174,7 +174,7 @@ def test_a_swapped_prompt_differs_in_the_subject_alone(llama: HookedModel) -> No
 @pytest.mark.parametrize("corrupt", ["subject", "noise"])
 def test_runs_differ_from_the_subject_on_whatever_corrupts_it(llama: HookedModel, corrupt: Any) -> None:
     pairs = pair(llama, tiny_facts(), ("logit_diff",), corrupt=corrupt)
-    batch = pairs.asked.batch
+    batch = pairs.answers.batch
     position = torch.arange(batch.tokens.shape[1])
     after = position >= batch.subject.int().argmax(1, keepdim=True)
     assert torch.equal(pairs.differs, after & batch.mask.bool())

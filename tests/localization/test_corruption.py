@@ -64,7 +64,7 @@ def streams(pairs: Pairs, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for _, part in pairs.parts(size):
         both = part.runs(wide("llama"), keep=["blocks.0.hook_mlp_out"])
-        at = torch.arange(len(both.asked)), both.asked.positions[:, 0]
+        at = torch.arange(len(both.answers)), both.answers.positions[:, 0]
         assert "blocks.0.hook_mlp_out" in both.clean.kept and "blocks.0.hook_mlp_out" in both.corrupt.kept
         found.append((both.clean.resid[-1][both.rows][at], both.corrupt.resid[-1][at]))
     clean, corrupt = zip(*found, strict=True)
@@ -80,7 +80,7 @@ def test_runs_do_not_depend_on_the_batch_size(corrupt: Any) -> None:
             torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-6)
     again = pair(wide("llama"), FACTS, LOGIT, corrupt=corrupt, seed=1, batch_size=1)
     torch.testing.assert_close(streams(again, 100)[1], whole[1], rtol=0.0, atol=1e-12)
-    assert (whole[0] - whole[1]).abs().max() > 0.1 and len(whole[1]) == len(pairs.asked) * pairs.samples
+    assert (whole[0] - whole[1]).abs().max() > 0.1 and len(whole[1]) == len(pairs.answers) * pairs.samples
 
 
 def test_noise_is_scaled_to_the_subjects_drawn_per_fact_and_seeded() -> None:
@@ -185,24 +185,24 @@ def test_another_subject_stands_where_the_facts_own_stood() -> None:
         for name in ("w5", "w6 w7", "w8", "w9 w10", "w11 w12 w13")
     ]
     pairs = pair(hm, facts, LOGIT, corrupt="subject", seed=0)
-    assert pairs.note == "4 of 5 facts" and pairs.index == (0, 1, 2, 3) and pairs.other is not None
-    for own, other in zip(pairs.asked.batch.tokens, pairs.other.tokens, strict=True):
+    assert pairs.note == "4 of 5 facts" and pairs.index == (0, 1, 2, 3) and pairs.corrupted is not None
+    for own, other in zip(pairs.answers.batch.tokens, pairs.corrupted.tokens, strict=True):
         one, two = text.decode(own).split(), text.decode(other).split()
         assert one[0] == two[0] == "w1" and one[1] != two[1] and len(one) == len(two)
-    assert torch.equal(pairs.asked.batch.subject, pairs.other.subject)
+    assert torch.equal(pairs.answers.batch.subject, pairs.corrupted.subject)
     elsewhere = pair(hm, facts, LOGIT, corrupt=OtherSubject([Fact("w1 w60 w4", "w60", "w20")]))
     assert (
         elsewhere.index == (0, 2)
-        and elsewhere.other is not None
-        and elsewhere.other.tokens[:, 1].tolist() == [60, 60]
+        and elsewhere.corrupted is not None
+        and elsewhere.corrupted.tokens[:, 1].tolist() == [60, 60]
     )
 
 
 def test_facts_asked_in_the_corrupted_prompt_are_asked_for_the_clean_words() -> None:
     pairs = pair(wide("llama"), FACTS, LOGIT, corrupt=OTHERS)
-    assert pairs.other is not None and torch.equal(pairs.other.mask, pairs.asked.batch.mask)
-    differ = pairs.asked.batch.tokens != pairs.other.tokens
-    assert torch.equal(differ, pairs.asked.batch.subject)
+    assert pairs.corrupted is not None and torch.equal(pairs.corrupted.mask, pairs.answers.batch.mask)
+    differ = pairs.answers.batch.tokens != pairs.corrupted.tokens
+    assert torch.equal(differ, pairs.answers.batch.subject)
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ class TestLaws:
         # The space at a prompt's end is a token of the answer, and common to both words here.
         words = [(name, foil) for name in ("Bo", "Al") for foil in ("c", "cd")]
         facts = [Fact(f"So {name} is in", name, "a", foil=foil) for name, foil in words]
-        asked = pair(gpt2, facts, ("logit_diff",), corrupt="subject").asked
+        asked = pair(gpt2, facts, ("logit_diff",), corrupt="subject").answers
         assert asked.fact.tolist() == [0, 1, 1, 2, 3, 3]
         batch = encode(gpt2, facts[:1])
         assert asked.batch.lengths[0] == batch.answer_positions.max() + 1

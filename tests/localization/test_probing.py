@@ -206,7 +206,11 @@ ONE = Facts(Fact(f"{name} is playing", name, "golf") for name in NAMES[:6])
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"at": "first"}, ScoresError, "at must be one of 'last_subject' or 'last'; not 'first'"),
+        (
+            {"positions": "first"},
+            ScoresError,
+            "positions must be one of 'last_subject' or 'last'; not 'first'",
+        ),
         (
             {"kind": "lasso"},
             ScoresError,

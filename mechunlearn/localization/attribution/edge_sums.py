@@ -57,7 +57,7 @@ class EdgeSums:
     """
 
     def __init__(self, graph: Graph, pairs: Pairs, shares: Float[Tensor, "row pos place"]) -> None:
-        self.graph, self.pairs, self.asked, self.shares = graph, pairs, pairs.asked, shares
+        self.graph, self.pairs, self.asked, self.shares = graph, pairs, pairs.answers, shares
         self.hm = graph.hm
         size = (len(self.asked), len(graph.senders), len(graph.receivers), shares.shape[-1])
         dtype = torch.promote_types(self.hm.dtype, torch.float32)

@@ -1,8 +1,8 @@
-"""Edge attribution: to first order, what corrupting one connection between two components would do.
+"""Edge attribution: a first-order estimate of what corrupting one connection of two components would do.
 
 1. The prompts, the metric and the sign are those of `attribution`.
-2. An edge runs from a component that writes into the residual stream to one that reads it. It is corrupted by
-   letting that reader alone read, from that writer, what it would have written in the other prompt.
+2. An edge runs from a component that writes into the residual stream to one that reads it. It is corrupted
+   when that reader alone reads, from that writer, what it would have written in the other prompt.
 3. The score of an edge is the difference of the writes, corrupt minus clean, times the metric's gradient at
    the stream as that reader reads it, summed over positions. A layer's edges are one matrix product.
 4. ``"eap"`` takes the gradient at the clean run. ``"eap-ig-inputs"`` averages it over runs whose embeddings
@@ -44,7 +44,7 @@ from mechunlearn.models.hooked import HookedModel
 Method = Literal["eap", "eap-ig-inputs", "eap-ig-activations"]
 
 
-@torch.inference_mode(False)  # in which somebody may have put us, and which knows no gradients
+@torch.inference_mode(False)  # a caller may have switched gradients off
 def edge_attribution(
     hm: HookedModel,
     facts: Sequence[Fact],
@@ -101,16 +101,16 @@ def edge_attribution(
     graph = Graph(hm)
     senders, receivers = graph.senders, graph.receivers
     pairs = pair(hm, facts, ("logit_diff",), corrupt=subject)
-    totals = Totals.of(pairs.asked, positions, len(senders), len(receivers))
+    totals = Totals.of(pairs.answers, positions, len(senders), len(receivers))
     size = batch_size if method == "eap" else max(1, batch_size // steps)
-    with tqdm(total=len(pairs.asked), desc="edge attribution", disable=not progress) as bar:
+    with tqdm(total=len(pairs.answers), desc="edge attribution", disable=not progress) as bar:
         for _, part in pairs.parts(size):
             shares = shares_of(part, positions, places=totals.places)
             effects = edge_estimates(
                 hm, part, method=method, steps=steps, shares=shares, batch_size=batch_size
             )
-            totals.add(part.asked, effects)
-            bar.update(len(part.asked))
+            totals.add(part.answers, effects)
+            bar.update(len(part.answers))
     form = "" if method == "eap" else f", {method.removeprefix('eap-ig-')} in {steps} steps"
     note = f", {pairs.note}" if pairs.note else ""
     return EdgeScores.of(
@@ -118,7 +118,7 @@ def edge_attribution(
         senders,
         receivers,
         dims=("fact", "sender", "receiver", "pos")[: 3 + (positions != "all")],
-        tokens=labels_of(pairs.asked, positions),
+        tokens=labels_of(pairs.answers, positions),
         facts=pairs.index,
         params=hm.sites,
         title=f"Edge attribution{form} (below 0: speaks for the answer){note}",
@@ -143,8 +143,7 @@ def edge_estimates(
         pairs: the rows, run together; `Pairs.at_end` makes them from token ids.
         method: as for `edge_attribution`.
         steps: as for `edge_attribution`.
-        shares: how much each token counts to each place, as `shares_of` gives it; None for one place, to
-            which all tokens count.
+        shares: weight of each token in each place, from `shares_of`; None for one place with all tokens.
         batch_size: runs per pass of the integrated forms.
     """
     graph = Graph(hm)

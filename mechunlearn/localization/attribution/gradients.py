@@ -90,8 +90,8 @@ def slopes(
 
 def corrupt_run(hm: HookedModel, pairs: Pairs, names: Sequence[str]) -> dict[str, Tensor]:
     """Activations of the corrupt prompts, without a graph."""
-    assert pairs.other is not None, "gradients are taken between prompts"
-    return activations(hm, pairs.other, names)
+    assert pairs.corrupted is not None, "gradients are taken between prompts"
+    return activations(hm, pairs.corrupted, names)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Attribution patching: to first order, what corrupting each component would do to the answer.
+"""Attribution patching: a first-order estimate of what corrupting each component would do to the answer.
 
 1. Every fact is set beside the same prompt about another subject with equally many tokens.
 2. The metric of a fact is a logit difference: its answer against its foil; without a foil against the new
@@ -7,7 +7,7 @@
 3. One forward and backward pass on the clean prompt gives what each component wrote and the gradient of the
    metric there; one forward pass on the other prompt gives what it would have written.
 4. The score is ``(corrupt - clean) · gradient``, summed over the components' width and over positions: an
-   estimate of *how the metric changes when the component is corrupted*. Negative: it speaks for the answer.
+   estimate of *how the metric changes when the component is corrupted*. Below 0 it speaks for the answer.
 
 The estimate is linear. Where it matters, `verify` measures the exact change.
 """
@@ -40,7 +40,7 @@ from mechunlearn.localization.patching.positions import (
 from mechunlearn.models.hooked import HookedModel
 
 
-@torch.inference_mode(False)  # in which somebody may have put us, and which knows no gradients
+@torch.inference_mode(False)  # a caller may have switched gradients off
 def attribution(
     hm: HookedModel,
     facts: Sequence[Fact],
@@ -90,18 +90,18 @@ def attribution(
     )
     require_positive(batch_size=batch_size)
     pairs = pair(hm, facts, ("logit_diff",), corrupt=subject)
-    totals = Totals.of(pairs.asked, positions, len(named))
-    with tqdm(total=len(pairs.asked), desc="attribution", disable=not progress) as bar:
+    totals = Totals.of(pairs.answers, positions, len(named))
+    with tqdm(total=len(pairs.answers), desc="attribution", disable=not progress) as bar:
         for _, part in pairs.parts(batch_size):
             shares = shares_of(part, positions, places=totals.places)
-            totals.add(part.asked, node_estimates(hm, part, named, shares=shares))
-            bar.update(len(part.asked))
+            totals.add(part.answers, node_estimates(hm, part, named, shares=shares))
+            bar.update(len(part.answers))
     note = f", {pairs.note}" if pairs.note else ""
     return Scores.of(
         totals.values if positions != "all" else totals.values[..., 0],
         named,
         dims=("fact", "site") if positions == "all" else ("fact", "site", "pos"),
-        tokens=labels_of(pairs.asked, positions),
+        tokens=labels_of(pairs.answers, positions),
         facts=pairs.index,
         params=hm.sites,
         title=f"Attribution patching (below 0: speaks for the answer){note}",
@@ -123,13 +123,12 @@ def node_estimates(
         hm: the model.
         pairs: the rows; `Pairs.at_end` makes them from token ids.
         sites: heads, attentions and MLPs.
-        shares: how much each token counts to each place, as `shares_of` gives it; None for one place, to
-            which all tokens count.
+        shares: weight of each token in each place, from `shares_of`; None for one place with all tokens.
     """
     points = {site: hm.arch.hooks(site)[0] for site in sites}
     names = list(dict.fromkeys(point.name for point in points.values()))
     with differentiable(hm):
-        metric, taps = tapped(hm, pairs.asked, names)
+        metric, taps = tapped(hm, pairs.answers, names)
         gradients = slopes(metric, taps, names)
     corrupt = corrupt_run(hm, pairs, names)
     shares = shares_of(pairs, "all", places=1) if shares is None else shares

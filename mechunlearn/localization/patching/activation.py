@@ -29,7 +29,7 @@ from mechunlearn.localization.patching.answer_metrics import (
     UNITS,
     Measure,
     Metric,
-    ask,
+    answer_rows,
     metrics_of,
     name_of,
     words_of,
@@ -152,17 +152,17 @@ def patch_scores(
     writes = [writes_of(hm, together) for together in sites.values()]
     names = tuple(dict.fromkeys(write.name for each in writes for write in each))
     if isinstance(corruption, Ablation):
-        pairs = Pairs(ask(hm, facts, words_of(facts, metrics)), None, None, tuple(range(len(facts))))
+        pairs = Pairs(answer_rows(hm, facts, words_of(facts, metrics)), None, None, tuple(range(len(facts))))
         tasks = ablations(
-            hm, pairs.asked, metrics, to=corruption, names=names, positions=positions, batch_size=batch_size
+            hm, pairs.answers, metrics, to=corruption, names=names, positions=positions, batch_size=batch_size
         )
     else:
         pairs = pair(hm, facts, metrics, corrupt=corruption, batch_size=batch_size)
         tasks = patch_tasks(hm, pairs, metrics, names, direction=direction, batch_size=batch_size)
-    total = len(writes) * places_of(pairs.asked, positions) * len(pairs.asked) * pairs.samples
+    total = len(writes) * places_of(pairs.answers, positions) * len(pairs.answers) * pairs.samples
     with tqdm(total=total, desc=progress, disable=progress is None) as bar:
         engine = Engine.of(hm, budget=budget)
-        result = sweep(engine, tasks, writes, asked=pairs.asked, positions=positions, bar=bar)
+        result = sweep(engine, tasks, writes, answers=pairs.answers, positions=positions, bar=bar)
     return scores_of(
         hm, result, list(sites), pairs, metric=metric, positions=positions, normalized=normalized,
         title=title, unit=unit,
@@ -193,7 +193,7 @@ def patch_tasks(
         both = part.runs(hm, keep=names)
         # Each sample of noise is a corrupted row beside the same clean row, which is repeated for it.
         clean, each = both.clean.rows(both.rows), torch.arange(len(both.rows), device=hm.device)
-        measure = Measure(both.asked, metrics, numbers=part.index).against(hm, clean)
+        measure = Measure(both.answers, metrics, numbers=part.index).against(hm, clean)
         if direction == "denoising":
             run, source_run, source, rows = both.corrupt, clean, both.clean.kept, both.rows
         else:
@@ -241,7 +241,7 @@ def scores_of(
         sites,
         dims=tuple(dims),
         params=hm.sites,
-        tokens=labels_of(pairs.asked, positions),
+        tokens=labels_of(pairs.answers, positions),
         metrics=units if several else None,
         facts=pairs.index,
         title=title + (f", {pairs.note}" if pairs.note else "") + result.remarks,

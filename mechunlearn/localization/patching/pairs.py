@@ -1,11 +1,10 @@
 """Clean and corrupted runs of the same facts, row by row.
 
-1. A fact's prompt is corrupted by putting in another subject of equally many tokens (``"subject"``), by
-   giving another fact's prompt of the same length, or by seeded noise on the embeddings of the subject
-   (``"noise"``).
+1. A fact's prompt is corrupted by another subject of equally many tokens, by another prompt of the same
+   length, or by seeded noise on the embeddings of the subject.
 2. Noise is drawn per fact in the order of the facts, in float32 on the CPU, and scaled to the spread of all
    subjects' embeddings. So it depends neither on batch size nor on device or precision. Every sample of it
-   is a corrupted row of its own beside the same clean row.
+   is one more corrupted row beside the same clean row.
 3. Both runs are captured for some rows at a time, which bounds the memory.
 """
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError
 from mechunlearn.localization.engine.cached_run import Run, activations, capture
-from mechunlearn.localization.patching.answer_metrics import AnswerRows, Metric, ask, words_of
+from mechunlearn.localization.patching.answer_metrics import AnswerRows, Metric, answer_rows, words_of
 from mechunlearn.localization.patching.corruption import PAIRED, Corrupt, Noise, OtherSubject, corruption_of
 from mechunlearn.localization.subject_swaps import swap_subjects
 from mechunlearn.models.encoding.batch import Batch
@@ -34,32 +33,32 @@ class CleanCorruptRuns:
     """A clean and a corrupted run of the same rows.
 
     Args:
-        clean: a row per row asked.
-        corrupt: a row per row asked and sample.
-        asked: what is asked, per row of the corrupted run.
+        clean: the clean run.
+        corrupt: the corrupted run, with one row per clean row and sample.
+        answers: the words to score, per row of the corrupted run.
         rows: the clean row of every corrupted row.
     """
 
     clean: Run
     corrupt: Run
-    asked: AnswerRows
+    answers: AnswerRows
     rows: Int[Tensor, "row"]
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Facts beside what corrupts them.
+    """Facts, each beside what corrupts it.
 
     Args:
-        asked: the clean rows.
-        other: the corrupted prompts, or None under noise.
+        answers: the clean rows.
+        corrupted: the corrupted prompts, or None under noise.
         draws: noise for the subject of every fact, or None.
-        index: where each fact stood among those given.
-        note: how many found another subject; empty if all did.
+        index: index of each fact among those that were passed.
+        note: how many have another subject, such as ``"31 of 32 facts"``; empty if all have.
     """
 
-    asked: AnswerRows
-    other: Batch | None
+    answers: AnswerRows
+    corrupted: Batch | None
     draws: tuple[Float[Tensor, "sample _ d_model"], ...] | None
     index: tuple[int, ...]
     note: str = ""
@@ -72,15 +71,15 @@ class Pairs:
         answer: Int[Tensor, "row"],
         foil: Int[Tensor, "row"],
     ) -> Pairs:
-        """Token ids without padding, and the logit difference of two tokens at the last position.
+        """Pair token ids without padding; the metric compares two tokens at the last position.
 
         Example:
             >>> ids = torch.zeros(2, 4, dtype=torch.long)
-            >>> Pairs.at_end(ids, ids + 1, ids[:, 0], ids[:, 0] + 1).asked.positions.tolist()
+            >>> Pairs.at_end(ids, ids + 1, ids[:, 0], ids[:, 0] + 1).answers.positions.tolist()
             [[3], [3]]
         """
         count, weight = len(clean), torch.tensor([1.0, -1.0], device=clean.device)
-        asked = AnswerRows(
+        answers = AnswerRows(
             Batch.of_tokens(clean),
             torch.arange(count),
             torch.stack([answer, foil], dim=1)[..., None],
@@ -88,7 +87,7 @@ class Pairs:
             weight.repeat(count, 1),
             (weight > 0).repeat(count, 1),
         )
-        return cls(asked, Batch.of_tokens(corrupt), None, tuple(range(count)))
+        return cls(answers, Batch.of_tokens(corrupt), None, tuple(range(count)))
 
     @property
     def samples(self) -> int:
@@ -98,16 +97,16 @@ class Pairs:
     @property
     def differs(self) -> Bool[Tensor, "row pos"]:
         """True from the first token on in which the two prompts differ; before it their runs are equal."""
-        batch = self.asked.batch
-        changed = batch.subject if self.other is None else batch.tokens != self.other.tokens
+        batch = self.answers.batch
+        changed = batch.subject if self.corrupted is None else batch.tokens != self.corrupted.tokens
         return (changed.cumsum(1) > 0) & batch.mask.bool()
 
     def parts(self, size: int) -> Iterator[tuple[slice, Pairs]]:
-        """Some rows at a time, samples counted, each with its place."""
-        for place, asked in self.asked.parts(max(1, size // self.samples)):
-            other = None if self.other is None else self.other.rows(place)
-            width = asked.batch.tokens.shape[1]
-            yield place, replace(self, asked=asked, other=other and _narrow(other, width))
+        """Split the rows into parts of a size, samples counted, each with its slice of the rows."""
+        for rows, answers in self.answers.parts(max(1, size // self.samples)):
+            corrupted = None if self.corrupted is None else self.corrupted.rows(rows)
+            width = answers.batch.tokens.shape[1]
+            yield rows, replace(self, answers=answers, corrupted=corrupted and _narrow(corrupted, width))
 
     def runs(self, hm: HookedModel, keep: Iterable[str] = ()) -> CleanCorruptRuns:
         """Capture both runs, keeping the same hook points.
@@ -117,16 +116,18 @@ class Pairs:
             keep: names of hook points.
         """
         names = list(keep)
-        clean = capture(hm, self.asked.batch, keep=[*names, "hook_embed"])
-        rows = torch.arange(len(self.asked), device=hm.device).repeat_interleave(self.samples)
-        asked = self.asked.rows(rows)
-        if self.other is not None:
-            return CleanCorruptRuns(clean, capture(hm, self.other, keep=names), asked, rows)
+        clean = capture(hm, self.answers.batch, keep=[*names, "hook_embed"])
+        rows = torch.arange(len(self.answers), device=hm.device).repeat_interleave(self.samples)
+        answers = self.answers.rows(rows)
+        if self.corrupted is not None:
+            return CleanCorruptRuns(clean, capture(hm, self.corrupted, keep=names), answers, rows)
         embedded = clean.kept["hook_embed"][rows]
-        for row, fact in enumerate(self.asked.fact.tolist()):
-            these = slice(row * self.samples, (row + 1) * self.samples)
-            embedded[these, self.asked.batch.subject[row]] += (self.draws or ())[fact].to(embedded)
-        return CleanCorruptRuns(clean, capture(hm, asked.batch, keep=names, embedded=embedded), asked, rows)
+        for row, fact in enumerate(self.answers.fact.tolist()):
+            samples = slice(row * self.samples, (row + 1) * self.samples)
+            embedded[samples, self.answers.batch.subject[row]] += (self.draws or ())[fact].to(embedded)
+        return CleanCorruptRuns(
+            clean, capture(hm, answers.batch, keep=names, embedded=embedded), answers, rows
+        )
 
 
 def pair(
@@ -154,8 +155,8 @@ def pair(
     """
     corruption = corruption_of(corrupt, PAIRED, seed=seed)
     if isinstance(corruption, Noise):
-        asked = ask(hm, facts, words_of(facts, metrics))
-        return Pairs(asked, None, _draws(hm, facts, corruption, batch_size), tuple(range(len(facts))))
+        answers = answer_rows(hm, facts, words_of(facts, metrics))
+        return Pairs(answers, None, _draws(hm, facts, corruption, batch_size), tuple(range(len(facts))))
     if isinstance(corruption, OtherSubject):
         swaps = swap_subjects(hm, facts, pool=corruption.pool, seed=corruption.seed or 0)
         clean, corrupted, index, note = swaps.facts, swaps.swapped, swaps.index, swaps.note
@@ -163,8 +164,8 @@ def pair(
         clean, corrupted, index, note = tuple(facts), corruption.facts, tuple(range(len(facts))), ""
         _require_alike(hm, clean, corrupted)
     words = words_of(clean, metrics)
-    asked, prompts = ask(hm, clean, words), ask(hm, clean, words, prompts=corrupted)
-    return Pairs(asked, prompts.batch, None, index, note)
+    answers, prompts = answer_rows(hm, clean, words), answer_rows(hm, clean, words, prompts=corrupted)
+    return Pairs(answers, prompts.batch, None, index, note)
 
 
 def _draws(
@@ -182,15 +183,15 @@ def _draws(
     return tuple(std * torch.randn(*shape, generator=generator).double() for shape in shapes)
 
 
-def _require_alike(hm: HookedModel, facts: Sequence[Fact], others: Sequence[Fact]) -> None:
-    if len(others) != len(facts):
-        raise FactError(f"corrupt gives {len(others)} prompts for {len(facts)} facts; give one for each")
-    ends = encode(hm, facts, answer=None).end.tolist(), encode(hm, others, answer=None).end.tolist()
-    for fact, other, own, given in zip(facts, others, *ends, strict=True):
-        if own != given:
+def _require_alike(hm: HookedModel, facts: Sequence[Fact], prompts: Sequence[Fact]) -> None:
+    if len(prompts) != len(facts):
+        raise FactError(f"corrupt gives {len(prompts)} prompts for {len(facts)} facts; give one for each")
+    ends = encode(hm, facts, answer=None).end.tolist(), encode(hm, prompts, answer=None).end.tolist()
+    for fact, prompt, end, prompt_end in zip(facts, prompts, *ends, strict=True):
+        if end != prompt_end:
             raise FactError(
-                f"the corrupted prompt {other.prompt!r} has {given + 1} tokens and {fact.prompt!r} has "
-                f"{own + 1}; a patch needs them position by position, so give prompts of equal length"
+                f"the corrupted prompt {prompt.prompt!r} has {prompt_end + 1} tokens and {fact.prompt!r} has "
+                f"{end + 1}; a patch needs them position by position, so give prompts of equal length"
             )
 
 

@@ -1,16 +1,16 @@
-"""Path patching: what one component does to the answer through chosen others, and through nothing else.
+"""Path patching: the effect of one component on the answer through chosen receivers alone.
 
 1. Every fact has two runs, clean and corrupted. ``"noising"`` patches the clean run with what a sender writes
    in the corrupted one, as Wang et al. and Goldowsky-Dill et al. do; ``"denoising"`` is the reverse.
-2. For each sender by itself: its output is the other run's, heads between it and the receivers write what
-   they write in this run, and so do the MLPs, unless they are recomputed. What the receivers then read is
-   recorded.
+2. For each sender by itself: its output is the other run's, while heads between it and the receivers write
+   what they write in this run, and so do the MLPs, unless they are recomputed. What the receivers then read
+   is recorded.
 3. The run is repeated with the receivers reading that, all of them together, and everything after them live.
 4. A score is the metric of that run minus that of the unpatched one. A receiver that comes before the sender
    reads nothing new, and its score is exactly 0.
 
 No norm is ever held: a receiver reads the changed stream through its own norm, and under a norm after
-attention (Gemma-2) a head's share of it is computed anew. Step 2 needs no run of the model; see `carrying`.
+attention (Gemma-2) a head's share of it is computed anew. Step 2 needs no run of the model (`propagation`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def path_patch(
 
     Args:
         hm: the model; it is left as it was.
-        facts: what is asked; a logit difference needs a `foil`, a `new` answer or `options`.
+        facts: the facts; a logit difference needs a `foil`, a `new` answer or `options`.
         sites: the senders: a kind (``"head"``, ``"attn"``, ``"mlp"``, ``"embed"``), or such sites.
         receivers: ``"logits"``, for the direct path; or sites that read the stream together: ``L9.head[3].q``
             (``.k .v``; ``L9.kv[1].v`` under grouped queries; ``L9.head[3]`` for all of these that it has of
@@ -123,21 +123,21 @@ def _swept(
     progress: bool,
 ) -> SweepResult:
     """Sweep over all parts of the facts, and add up what each gives."""
-    names, places = route.kept_by_run(Parts.of(engine.hm)), places_of(pairs.asked, positions)
+    names, places = route.kept_by_run(Parts.of(engine.hm)), places_of(pairs.answers, positions)
     tasks = patch_tasks(engine.hm, pairs, metrics, names, direction=direction, batch_size=batch_size)
-    found = SweepResult.empty(int(pairs.asked.fact.max()) + 1, len(route.senders), places, len(metrics))
-    total = len(route.senders) * places * len(pairs.asked) * pairs.samples
+    result = SweepResult.empty(int(pairs.answers.fact.max()) + 1, len(route.senders), places, len(metrics))
+    total = len(route.senders) * places * len(pairs.answers) * pairs.samples
     with tqdm(total=total, desc="path patching", disable=not progress) as bar:
         for task in tasks:
-            where = where_of(task.asked, positions, places=places)
+            where = where_of(task.answers, positions, places=places)
             sending = Sending(task.run, task.source, task.rows[0], where, task.measure)
             values = path_sweep(engine, route, sending, bar=bar)
             baseline = engine.baseline(task.run, task.measure)
-            found.noise = max(found.noise, _noise(engine, route, sending, values - baseline))
-            found.add(task, values, baseline)
-            found.blank(task, where)
-    found.complete = bool(Parts.of(engine.hm).reason)
-    return found
+            result.noise = max(result.noise, _noise(engine, route, sending, values - baseline))
+            result.add(task, values, baseline)
+            result.blank(task, where)
+    result.complete = bool(Parts.of(engine.hm).reason)
+    return result
 
 
 def _noise(

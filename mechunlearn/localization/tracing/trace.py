@@ -107,7 +107,7 @@ def noised_embeddings(
     corrupt: Literal["noise"] | Noise = "noise",
     seed: int = 0,
 ) -> tuple[Batch, Float[Tensor, "row pos d_model"]]:
-    """Give the rows that `causal_trace` runs, and the embeddings that it gives them, noise and all.
+    """Make the rows that `causal_trace` runs, and their noised embeddings.
 
     Args:
         hm: the model.
@@ -116,8 +116,8 @@ def noised_embeddings(
         seed: seed of the noise, unless `corrupt` has one.
 
     Returns:
-        The rows, in which answers of several tokens are fed but for the last; and what a corrupted run has
-        at ``hook_embed``.
+        The rows, in which answers of several tokens are fed but for the last; and the embeddings of a
+        corrupted run, at ``hook_embed``.
 
     Raises:
         ScoresError: for another corruption.
@@ -132,7 +132,7 @@ def noised_embeddings(
     both = pair(hm, facts, ("probability",), corrupt=corruption_of(corrupt, (Noise,), seed=seed)).runs(hm)
     embedded = both.corrupt.embedded
     assert embedded is not None, "noise is written at the embeddings"
-    return both.asked.batch, embedded
+    return both.answers.batch, embedded
 
 
 def trace_hooks(
@@ -144,17 +144,17 @@ def trace_hooks(
     at: At,
     window: int = 1,
 ) -> list[Hook]:
-    """One cell of a causal trace as hooks, for `run_with_hooks` and experiments of your own.
+    """Make one patch of a causal trace as hooks, for `run_with_hooks` and experiments of your own.
 
     The embeddings are replaced by `noised` ones, and the site's clean activations are written back over a
-    window of layers. With what `noised_embeddings` gives, it is the very run that `causal_trace` scores.
+    window of layers. With the rows and embeddings of `noised_embeddings`, it is the run that `causal_trace` scores.
 
     Args:
         hm: the model.
-        site: what is restored, such as ``L3.mlp`` or ``L3.resid_post``.
+        site: the restored site, such as ``L3.mlp`` or ``L3.resid_post``.
         clean: activations of the clean run, by hook point.
-        noised: what is written at ``hook_embed``.
-        at: where the clean activations are written; a mask that is all False leaves the corrupted run.
+        noised: the embeddings that are written at ``hook_embed``.
+        at: the positions at which the clean activations are written; a mask that is all False leaves the corrupted run.
         window: neighbouring layers restored together.
 
     Raises:
