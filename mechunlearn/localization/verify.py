@@ -1,10 +1,9 @@
 """Verify estimates: measure the highest of them exactly.
 
 1. Attributions are first-order estimates of what corrupting a component, or an edge, would do to the answer.
-2. The k largest are measured: each component or edge is corrupted by itself, with the subjects that the
-   estimate used, and the answer's logit difference is read again. A component is patched (`activation_patch`); an
-   edge is patched on the path from its sender to its receiver alone (`path_patch`, with heads and MLPs
-   between frozen).
+2. The k largest are measured: each is corrupted by itself, with the subjects that the estimate used, and the
+   change of the answer's logit difference is computed. A component is patched (`activation_patch`); an edge
+   is patched on the path from its sender to its receiver alone (`path_patch`, heads and MLPs between frozen).
 """
 
 from __future__ import annotations

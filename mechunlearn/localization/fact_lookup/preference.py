@@ -24,13 +24,7 @@ _METRIC: tuple[Metric, ...] = ("logit_diff",)
 def preference_gap(
     hm: HookedModel, facts: Sequence[Fact], swapped: Sequence[Fact], *, batch_size: int = 64
 ) -> float:
-    """Measure the gap, from one run of both prompts.
-
-    Args:
-        hm: the model.
-        facts: with the other subject's answer as `foil`.
-        swapped: the same prompts about the other subjects.
-        batch_size: rows per captured run.
+    """Measure the gap of facts, whose `foil` is the other subject's answer, from one run of both prompts.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
@@ -47,13 +41,7 @@ def preference_gap(
 
 
 def require_preference(gap: float) -> None:
-    """Refuse facts whose answers the model does not prefer.
-
-    Args:
-        gap: as `preference_gap` gives it.
-
-    Raises:
-        FactError: it is not above 0.
+    """Refuse facts whose answers the model does not prefer, by a FactError.
 
     Example:
         >>> require_preference(2.5)

@@ -37,16 +37,7 @@ def ablations(
     positions: Positions,
     batch_size: int,
 ) -> Iterator[PatchTask]:
-    """Capture the clean runs and what is written into them, some rows at a time.
-
-    Args:
-        hm: the model.
-        answers: the rows.
-        metrics: the metrics.
-        to: the ablation.
-        names: hook points that are written.
-        positions: ``"groups"``, ``"each"`` or ``"all"``.
-        batch_size: rows per forward pass.
+    """Capture the clean runs and what is written into them at the hook points `names`, some rows at a time.
 
     Raises:
         FactError: there is one fact alone, or none has the same token groups.
@@ -94,7 +85,7 @@ def _means(
 
 
 def _keys(answers: AnswerRows, positions: Positions) -> Int[Tensor, "row pos"]:
-    """The key by which tokens are averaged: the group; before the subject, or for ``"each"``, the position."""
+    """The key by which tokens are averaged: the group; before the subject or for ``"each"`` the position."""
     groups = groups_of(answers)
     position = torch.arange(groups.shape[1], device=groups.device).minimum(answers.batch.end[:, None])
     keys = torch.full_like(groups, -1) if positions == "each" else groups

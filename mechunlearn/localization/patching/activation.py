@@ -127,25 +127,10 @@ def patch_scores(
     budget: int | None = None,
     progress: str | None = None,
 ) -> Scores:
-    """Sweep over sites, positions and facts, and label the result; see `activation_patch`.
+    """Sweep over sites, positions and facts, and label the result; options are those of `activation_patch`.
 
-    Args:
-        hm: the model.
-        facts: the facts.
-        sites: the sites written together, by the site that names them.
-        corruption: what corrupts the runs, with its seed.
-        direction: which of the two runs is patched.
-        positions: ``"groups"``, ``"each"`` or ``"all"``.
-        metric: what is measured; one or several.
-        title: title of the scores, before what the sweep adds to it.
-        unit: unit of the scores; None for the change of the metrics.
-        normalized: divide by the mean difference between the two runs.
-        batch_size: rows per captured run.
-        budget: tokens per batch of patched rows.
-        progress: name of the progress bar; None for none.
-
-    Raises:
-        ScoresError: for an option that does not exist, or a number that is not above zero.
+    `sites` are those written together, by the site that names them; `corruption` has its seed; a `unit` of
+    None is the change of the metrics; `progress` is the name of the bar, or None for no bar.
     """
     metrics = metrics_of(metric)
     require_positive(batch_size=batch_size, budget=BUDGET if budget is None else budget)
@@ -178,16 +163,7 @@ def patch_tasks(
     direction: Direction,
     batch_size: int,
 ) -> Iterator[PatchTask]:
-    """Capture the clean and the corrupted runs, some rows at a time.
-
-    Args:
-        hm: the model.
-        pairs: the facts and what corrupts them.
-        metrics: what is measured.
-        names: hook points that are written.
-        direction: which of the two runs is patched.
-        batch_size: rows per captured run.
-    """
+    """Capture the clean and the corrupted runs, keeping the hook points `names`, some rows at a time."""
     engine = Engine.of(hm)
     for _, part in pairs.parts(batch_size):
         both = part.runs(hm, keep=names)

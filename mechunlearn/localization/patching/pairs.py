@@ -109,12 +109,7 @@ class Pairs:
             yield rows, replace(self, answers=answers, corrupted=corrupted and _narrow(corrupted, width))
 
     def runs(self, hm: HookedModel, keep: Iterable[str] = ()) -> CleanCorruptRuns:
-        """Capture both runs, keeping the same hook points.
-
-        Args:
-            hm: the model.
-            keep: names of hook points.
-        """
+        """Capture both runs, keeping the hook points named."""
         names = list(keep)
         clean = capture(hm, self.answers.batch, keep=[*names, "hook_embed"])
         rows = torch.arange(len(self.answers), device=hm.device).repeat_interleave(self.samples)
@@ -139,19 +134,11 @@ def pair(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Pairs:
-    """Set facts beside what corrupts them.
-
-    Args:
-        hm: the model.
-        facts: the facts.
-        metrics: what is measured; decides which words are scored.
-        corrupt: what corrupts the runs: another subject, noise, or a fact for every fact.
-        seed: seed of the draw of subjects, or of the noise, where the value has none.
-        batch_size: prompts per forward pass.
+    """Set facts beside what corrupts them; `metrics` decide which words are scored.
 
     Raises:
         FactError: no fact finds another subject, or a prompt does not fit its fact's.
-        ScoresError: for another corruption.
+        ScoresError: for an ablation, which has no second run.
     """
     corruption = corruption_of(corrupt, PAIRED, seed=seed)
     if isinstance(corruption, Noise):

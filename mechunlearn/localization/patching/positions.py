@@ -148,13 +148,7 @@ def places_of(answers: AnswerRows, positions: Positions) -> int:
 
 
 def where_of(answers: AnswerRows, positions: Positions, *, places: int) -> Bool[Tensor, "place row pos"]:
-    """The positions of every place in every row, as a mask.
-
-    Args:
-        answers: the rows.
-        positions: ``"groups"``, ``"each"`` or ``"all"``.
-        places: number of places among all rows; see `places_of`.
-    """
+    """The positions of every place in every row, as a mask; `places` counts those of all parts."""
     mask = answers.batch.mask.bool()
     if positions == "all":
         return mask[None]
@@ -179,13 +173,7 @@ def labels_of(answers: AnswerRows, positions: Positions) -> tuple[str, ...] | No
 
 
 def shares_of(pairs: Pairs, positions: Positions, *, places: int) -> Float[Tensor, "row pos place"]:
-    """The weight of each token's effect in each place: 1 or 0.
-
-    Args:
-        pairs: the rows.
-        positions: ``"groups"``, ``"each"`` or ``"all"``.
-        places: number of places among all rows; see `places_of`.
-    """
+    """The weight of each token's effect in each place: 1 or 0."""
     where = where_of(pairs.answers, positions, places=places) & pairs.differs
     return where.permute(1, 2, 0).float()
 
@@ -202,16 +190,7 @@ class Totals:
 
     @classmethod
     def of(cls, answers: AnswerRows, positions: Positions, *shape: int) -> Totals:
-        """Start at 0.
-
-        Args:
-            answers: all rows.
-            positions: ``"groups"``, ``"each"`` or ``"all"``.
-            shape: shape of the scores of one fact at one place.
-
-        Raises:
-            ScoresError: for unknown `positions`.
-        """
+        """Start at 0; `shape` is that of the scores of one fact at one place."""
         places = places_of(answers, positions)
         row, index = where_of(answers, positions, places=places).any(-1).T.cpu().nonzero(as_tuple=True)
         values = torch.full((int(answers.fact.max()) + 1, places), torch.nan, dtype=torch.float64)

@@ -131,16 +131,7 @@ def sweep(
     positions: Positions,
     bar: Any = None,
 ) -> SweepResult:
-    """Sweep all parts.
-
-    Args:
-        engine: the engine of the model.
-        tasks: the parts.
-        writes: the interventions.
-        answers: the rows of all parts.
-        positions: ``"groups"``, ``"each"`` or ``"all"``.
-        bar: a progress bar that counts jobs.
-    """
+    """Sweep all parts; `answers` are their rows together, and `writes` the interventions."""
     places, facts = places_of(answers, positions), int(answers.fact.max()) + 1
     result: SweepResult | None = None
     for task in tasks:

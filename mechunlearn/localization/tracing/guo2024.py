@@ -83,7 +83,7 @@ def guo2024_trace(
 
 
 class _Noised:
-    """Some prompts with their clean activations, and runs of them under noise that is drawn anew each time."""
+    """Some prompts, their clean activations, and runs of them under noise drawn anew each time."""
 
     def __init__(
         self,

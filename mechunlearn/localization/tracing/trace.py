@@ -147,14 +147,14 @@ def trace_hooks(
     """Make one patch of a causal trace as hooks, for `run_with_hooks` and experiments of your own.
 
     The embeddings are replaced by `noised` ones, and the site's clean activations are written back over a
-    window of layers. With the rows and embeddings of `noised_embeddings`, it is the run that `causal_trace` scores.
+    window of layers. With the rows of `noised_embeddings`, it is the run that `causal_trace` scores.
 
     Args:
         hm: the model.
         site: the restored site, such as ``L3.mlp`` or ``L3.resid_post``.
         clean: activations of the clean run, by hook point.
         noised: the embeddings that are written at ``hook_embed``.
-        at: the positions at which the clean activations are written; a mask that is all False leaves the corrupted run.
+        at: the positions to restore; a mask that is all False leaves the corrupted run.
         window: neighbouring layers restored together.
 
     Raises:
