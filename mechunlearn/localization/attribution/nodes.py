@@ -84,10 +84,8 @@ def attribution(
 
     Source: Nanda 2023, Attribution Patching; Syed et al. 2023.
     """
-    subject, named = (
-        corruption_of(corrupt, (OtherSubject,), seed=seed),
-        layer_sites(hm, sites, get_args(Component)),
-    )
+    subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
+    named = layer_sites(hm, sites, get_args(Component))
     require_positive(batch_size=batch_size)
     pairs = pair(hm, facts, ("logit_diff",), corrupt=subject)
     totals = Totals.of(pairs.answers, positions, len(named))
