@@ -99,9 +99,8 @@ def edge_attribution(
     _check(method, steps=steps, batch_size=batch_size)
     subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
     graph = Graph(hm)
-    senders, receivers = graph.senders, graph.receivers
     pairs = pair(hm, facts, ("logit_diff",), corrupt=subject)
-    totals = Totals.of(pairs.answers, positions, len(senders), len(receivers))
+    totals = Totals.of(pairs.answers, positions, len(graph.senders), len(graph.receivers))
     size = batch_size if method == "eap" else max(1, batch_size // steps)
     with tqdm(total=len(pairs.answers), desc="edge attribution", disable=not progress) as bar:
         for _, part in pairs.parts(size):
@@ -115,8 +114,8 @@ def edge_attribution(
     note = f", {pairs.note}" if pairs.note else ""
     return EdgeScores.of(
         totals.values if positions != "all" else totals.values[..., 0],
-        senders,
-        receivers,
+        graph.senders,
+        graph.receivers,
         dims=("fact", "sender", "receiver", "pos")[: 3 + (positions != "all")],
         tokens=labels_of(pairs.answers, positions),
         facts=pairs.index,

@@ -101,14 +101,8 @@ def fact_lookup(
     subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
     swaps = swap_subjects(hm, facts, pool=subject.pool, other_answer=True, seed=subject.seed or 0)
     effects = _effects(hm, swaps, positions, batch_size, progress)
-    curve = probe(
-        hm,
-        list(facts) if fitted_on is None else _fitting(facts, fitted_on),
-        test=None if fitted_on is None else facts,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    fitted, test = (facts, None) if fitted_on is None else (_fitting(facts, fitted_on), facts)
+    curve = probe(hm, fitted, test=test, seed=seed, batch_size=batch_size, progress=progress)
     gain, low, attention = _gains(hm, curve, seed)
     # A single fact has no interval; a threshold below 0 asks for no gain at all.
     sure = np.isnan(low) | (low > min(min_gain, 0.0))

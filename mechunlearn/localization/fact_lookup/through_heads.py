@@ -89,8 +89,7 @@ def path_lookup(
     ]
     require_preference(preference_gap(hm, contrasted, swaps.swapped, batch_size=batch_size))
     options: dict[str, Any] = {
-        "corrupt": swaps.swapped, "normalized": True, "seed": seed, "batch_size": batch_size,
-        "progress": progress,
+        "corrupt": swaps.swapped, "normalized": True, "batch_size": batch_size, "progress": progress,
     }  # fmt: skip
     direct = path_patch(hm, contrasted, "head", "logits", mlps="recompute", **options)
     extraction = _extraction(direct, heads, min_head_effect, seed)
@@ -100,10 +99,7 @@ def path_lookup(
     credited = _credited(through, control, min_effect, seed)
     names = ", ".join(map(str, sorted(extraction))) if len(extraction) < 5 else f"{len(extraction)} heads"
     return Scores.of(
-        np.stack(list(credited.values()), axis=1),
-        list(credited),
-        dims=("fact", "site"),
-        params=hm.sites,
+        np.stack(list(credited.values()), axis=1), list(credited), dims=("fact", "site"), params=hm.sites,
         facts=swaps.index,
         title=f"Fact lookup by paths through {names}" + (f", {swaps.note}" if swaps.note else ""),
         unit="share of the preference moved",
@@ -111,7 +107,7 @@ def path_lookup(
             name: replace(each, values=each.values.assign_coords(fact=list(swaps.index)))
             for name, each in {"heads": direct, "paths": through, "null": control}.items()
         },
-    )
+    )  # fmt: skip
 
 
 def _extraction(direct: Scores, heads: int, least: float | int, seed: int) -> list[Site]:
