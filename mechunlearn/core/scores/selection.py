@@ -145,7 +145,7 @@ def rank(
     if states := [site for site in sites if not site.has_weights]:
         raise ScoresError(
             f"scores of states draw and compare but select nothing: {states[0]} has no weights; score what "
-            "writes to it instead, such as causal_trace(..., restore='mlp')"
+            "writes to it instead, such as causal_trace(..., sites='mlp')"
         )
     if np.isnan(values.values).any():
         raise ScoresError(
