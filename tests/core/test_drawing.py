@@ -31,7 +31,7 @@ class TestShow:
         figure = trace(values).heatmap()
         assert np.allclose(figure.data[0].z, values.mean(axis=0))
         assert figure.layout.xaxis.ticktext == GROUPS
-        assert figure.data[0].text[2][1] == "L2.mlp, last subject"
+        assert figure.data[0].text[2][1] == "L2.mlp, last_subject"
 
     def test_every_kind_is_a_panel_over_the_same_layers(self) -> None:
         figure = trace(np.ones((1, 16, 4)), sites=MLPS + ATTNS).heatmap()

@@ -137,7 +137,7 @@ class TestTop:
     def test_scores_of_states_select_nothing(self) -> None:
         message = (
             r"scores of states draw and compare but select nothing: L0\.resid_mid has no weights; .*"
-            r"causal_trace\(\.\.\., restore='mlp'\)"
+            r"causal_trace\(\.\.\., sites='mlp'\)"
         )
         accuracy = probe().sel(metric="accuracy")
         with pytest.raises(ScoresError, match=message):
