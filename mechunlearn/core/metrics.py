@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -40,34 +40,6 @@ def answer_logprob(
         tensor([0.0625])
     """
     return token_logprobs(logits, labels).sum(-1)
-
-
-def greedy_match(
-    logits: Float[Tensor, "*batch pos d_vocab"], labels: Int[Tensor, "*batch pos"]
-) -> Bool[Tensor, "*batch"]:
-    """Say whether every asked token is the likeliest one, so that greedy decoding gives the answer.
-
-    Example:
-        >>> greedy_match(torch.eye(3)[None], torch.tensor([[0, 1, -100]]))
-        tensor([True])
-    """
-    return ((logits.argmax(-1) == labels) | (labels < 0)).all(-1)
-
-
-def logit_difference(
-    logits: Float[Tensor, "*batch d_vocab"], answer: Int[Tensor, "*batch"], foil: Int[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
-    """Give the logit of one token minus that of another, at one position.
-
-    It is the difference of their log-probabilities, and linear in the last residual stream but for the norm.
-
-    Example:
-        >>> logit_difference(torch.tensor([[0.0, 3.0]]), torch.tensor([1]), torch.tensor([0]))
-        tensor([3.])
-    """
-    both = torch.stack([answer, foil], dim=-1)
-    first, second = _wide(logits).gather(-1, both).unbind(-1)
-    return first - second
 
 
 def kl(

@@ -20,23 +20,10 @@ def test_an_answer_is_as_likely_as_its_tokens_one_after_the_other() -> None:
     assert torch.allclose(metrics.answer_logprob(LOGITS, LABELS), torch.tensor([math.log(0.6)]))
 
 
-def test_a_greedy_match_needs_every_asked_token() -> None:
-    assert metrics.greedy_match(LOGITS, LABELS).tolist() == [True]
-    assert metrics.greedy_match(LOGITS, torch.tensor([[1, 1, -100]])).tolist() == [False]
-
-
 def test_half_precision_logits_are_read_in_float32() -> None:
     value = metrics.answer_logprob(LOGITS.bfloat16(), LABELS)
     assert value.dtype == torch.float32
     assert metrics.answer_logprob(LOGITS.double(), LABELS).dtype == torch.float64
-
-
-def test_a_logit_difference_is_a_difference_of_log_probabilities() -> None:
-    logits = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    one, two = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 3, 1, 0])
-    logprobs = logits.log_softmax(-1)
-    expected = logprobs.gather(1, one[:, None]) - logprobs.gather(1, two[:, None])
-    assert torch.allclose(metrics.logit_difference(logits, one, two), expected[:, 0])
 
 
 def test_divergence_agrees_with_torch_and_stands_impossible_tokens() -> None:

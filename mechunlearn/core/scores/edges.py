@@ -1,8 +1,8 @@
 """Scores of edges: one number per sender and receiver of the residual stream.
 
 1. The values are an xarray with the dimensions ``sender`` and ``receiver``, and perhaps ``fact`` and ``pos``.
-   Where no edge can be (a reader that computes before the writer) and where a prompt has no token of a
-   position group, they are NaN.
+   They are NaN where there is no edge (the receiver computes before the sender) and where a prompt has no
+   token of a position group.
 2. Reductions are those of `Scores`: facts by their mean, positions by the value farthest from 0, sign kept.
 3. ``nodes`` adds up the edges of every sender, or of every receiver, and gives `Scores`.
 """
@@ -19,7 +19,9 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 
+from mechunlearn.core.scores.combining import farthest_position
 from mechunlearn.core.scores.edge_drawing import heatmap
+from mechunlearn.core.scores.labelled import LabelledScores
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
 from mechunlearn.core.sites.universe import ModelSites
@@ -34,7 +36,7 @@ End = Literal["sender", "receiver"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EdgeScores:
+class EdgeScores(LabelledScores):
     """One number per edge, and per fact or position where there are several.
 
     Build one with ``EdgeScores.of``; ``edge_attribution`` returns one.
@@ -43,8 +45,7 @@ class EdgeScores:
         values: an array with the dimensions ``sender`` and ``receiver`` and the coordinates that
             ``EdgeScores.of`` writes.
         params: the sites of the model, which count parameters; None if it is not known.
-        recipe: the facts and options they were measured with, where a verb such as `verify` can measure
-            again.
+        recipe: the facts and options they were measured with, with which `verify` measures again.
 
     Example:
         >>> senders = [Site.parse(text) for text in ("embed", "L0.head[0]", "L0.mlp")]
@@ -57,7 +58,6 @@ class EdgeScores:
         [0.1, -0.7, 0.5]
     """
 
-    values: xr.DataArray
     params: ModelSites | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ class EdgeScores:
             params: ``hm.sites``, which counts parameters; without it no budget can select from ``nodes()``.
             title: what was measured.
             unit: what the numbers are.
-            facts: number of every fact among those that were asked about, where some were left out.
+            facts: number of every fact in the collection that was scored, where some were left out.
             recipe: the facts and options they were measured with.
 
         Raises:
@@ -115,59 +115,34 @@ class EdgeScores:
 
     @property
     def senders(self) -> tuple[Site, ...]:
-        """The sites that write, in the order of the array."""
+        """The sites that write to the residual stream, in the order of the array."""
         return self._sites("sender")
 
     @property
     def receivers(self) -> tuple[Site, ...]:
-        """The sites that read, in the order of the array."""
+        """The sites that read the residual stream, in the order of the array."""
         return self._sites("receiver")
 
     def _sites(self, end: str) -> tuple[Site, ...]:
         return tuple(Site.parse(str(site)) for site in self.values[end].values)
 
-    @property
-    def title(self) -> str:
-        """What was measured."""
-        return str(self.values.attrs["title"])
-
-    def __eq__(self, other: object) -> bool:
-        return self.values.identical(other.values) if isinstance(other, EdgeScores) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def mean(self, *dims: str) -> EdgeScores:
-        """Average over some dimensions, leaving out what is NaN.
-
-        Raises:
-            ScoresError: if a dimension is not there.
-        """
-        for dim in dims:
-            if dim not in self.values.dims:
-                raise ScoresError(one_of("a dimension of these scores", dim, self.values.dims))
-        return self._with(self.values.mean(dims, keep_attrs=True))
-
     def reduce(self) -> EdgeScores:
         """Reduce to one number per edge: the mean of facts, then the extreme over positions."""
-        values = (self.mean("fact") if "fact" in self.values.dims else self).values
-        if "pos" in values.dims:
-            farthest = abs(values).fillna(-1).argmax("pos")
-            values = values.isel(pos=farthest).drop_vars(("pos", "token"))
-        return self._with(values)
+        return self._with(farthest_position(self._averaged()))
 
     def nodes(self, *, by: End = "sender") -> Scores:
         """Add up the edges of every sender, or of every receiver, for each fact and position.
 
-        The sum over a sender's receivers estimates what corrupting all that it writes does to the metric: of
-        edges from ``edge_attribution`` it is the score that ``attribution`` gives the component, exactly, and
-        `verify` measures it. The sum over a receiver's senders estimates what giving the other prompt's
-        stream to that receiver does.
+        The sum over a sender's receivers estimates how the metric changes when all that the sender writes is
+        corrupted: for edges from ``edge_attribution`` it is exactly the score that ``attribution`` gives that
+        component, and `verify` measures it. The sum over a receiver's senders estimates how the metric
+        changes when the receiver alone reads the corrupted residual stream.
 
         Args:
-            by: whose edges are added up.
+            by: the end that keeps its own score, ``"sender"`` or ``"receiver"``.
 
         Raises:
-            ScoresError: for another word.
+            ScoresError: if `by` is neither.
         """
         if by not in get_args(End):
             raise ScoresError(one_of("by", by, get_args(End)))
@@ -190,11 +165,11 @@ class EdgeScores:
         """List the best edges as pairs of sender and receiver, the best first; ties keep the array's order.
 
         Args:
-            k: how many.
+            k: number of edges.
             by: rank by absolute or by signed value.
 
         Raises:
-            ScoresError: if there are not as many edges, or for another word.
+            ScoresError: if there are fewer edges, or `by` is neither.
         """
         if by not in ("abs", "signed"):
             raise ScoresError(one_of("by", by, ("abs", "signed")))
@@ -207,30 +182,19 @@ class EdgeScores:
         senders, receivers = self.senders, self.receivers
         return tuple((senders[i // len(receivers)], receivers[i % len(receivers)]) for i in best.tolist())
 
-    def _with(self, values: xr.DataArray) -> EdgeScores:
-        values.values.flags.writeable = False
-        return EdgeScores(values, self.params, self.recipe)
-
     def to_frame(self) -> pd.DataFrame:
-        """One row per number of an edge that can be, with both ends' labels."""
+        """One row per score that is not NaN, with the labels of both ends."""
         return self.values.to_dataframe(name="score").dropna(subset=["score"]).reset_index()
 
     def heatmap(self, *, most: int | None = None) -> go.Figure:
         """Draw the mean over facts, senders upwards and receivers to the right, a panel for every position.
 
         Args:
-            most: of more senders or receivers than these, those with the strongest edges are drawn; default
-                40, and 20 where every position has a panel.
+            most: largest number of senders and of receivers; of more, those with the strongest edges are
+                drawn. Default 40, and 20 where every position has a panel.
         """
         most = most or (20 if "pos" in self.values.dims else 40)
-        return heatmap((self.mean("fact") if "fact" in self.values.dims else self).values, most=most)
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{dim} {size}" for dim, size in self.values.sizes.items())
-        return f"EdgeScores({self.title}; {sizes})"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {**self.heatmap()._repr_mimebundle_(include, exclude), "text/plain": repr(self)}
+        return heatmap(self._averaged(), most=most)
 
 
 def _check(shape: tuple[int, ...], dims: tuple[str, ...], labels: Mapping[str, Sequence[Any] | None]) -> None:
@@ -242,10 +206,10 @@ def _check(shape: tuple[int, ...], dims: tuple[str, ...], labels: Mapping[str, S
             "dims name each dimension once, 'sender' and 'receiver' among them; "
             f"{dims} does not fit shape {shape}"
         )
-    for dim, given in labels.items():
+    for dim, names in labels.items():
         size = shape[dims.index(dim)] if dim in dims else 0
-        if given is not None and len(given) != size:
-            raise ScoresError(f"{len(given)} labels for {dim!r}, whose size is {size}; give one for each")
+        if names is not None and len(names) != size:
+            raise ScoresError(f"{len(names)} labels for {dim!r}, whose size is {size}; give one for each")
     for end in ("sender", "receiver"):
         (site, times), *_ = Counter(labels[end] or ["no site"]).most_common(1)
         if times > 1:

@@ -4,7 +4,10 @@
 2. All sites are resampled with the same draws of facts. Drawing facts is weighting them, so a resampled mean
    of all sites is one product of matrices.
 3. The interval runs between the quantiles of the resampled means, as in ``mechunlearn.core.statistics``, and
-   its numbers are those of ``bootstrap_interval`` called for every site with the same seed.
+   its numbers are those of ``bootstrap_interval`` called for every site with the same seed. TransformerLens'
+   ``PatchingResult.bootstrap_ci`` takes the same interval over the examples of a batch.
+
+Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ _BLOCK = 1 << 22
 
 
 def intervals(values: xr.DataArray, *, level: float, seed: int, samples: int) -> pd.DataFrame:
-    """Tabulate means and intervals of labelled scores that have facts and no samples any more.
+    """Tabulate means and intervals of labelled scores with a dimension ``fact`` and none ``sample``.
 
     The arguments are those of ``Scores.intervals``.
 
@@ -39,23 +42,23 @@ def intervals(values: xr.DataArray, *, level: float, seed: int, samples: int) ->
     flat = facts.values.reshape(facts.sizes["fact"], -1)
     table = facts.isel(fact=0, drop=True).to_dataframe(name="mean").reset_index()
     mean, low, high = np.full((3, flat.shape[1]), np.nan)
-    known = ~np.isnan(flat)
+    scored = ~np.isnan(flat)
     # Sites that miss the same facts are resampled together.
-    patterns, group = np.unique(known, axis=1, return_inverse=True)
-    for pattern, there in enumerate(patterns.T):
+    patterns, group = np.unique(scored, axis=1, return_inverse=True)
+    for pattern, present in enumerate(patterns.T):
         cells = np.flatnonzero(group.ravel() == pattern)
-        data = flat[there][:, cells]
+        data = flat[present][:, cells]
         if len(data):
             mean[cells] = data.mean(axis=0)
         if len(data) > 1:
             low[cells], high[cells] = _bounds(data, level, seed, samples)
-    return table.assign(mean=mean, low=low, high=high, facts=known.sum(axis=0))
+    return table.assign(mean=mean, low=low, high=high, facts=scored.sum(axis=0))
 
 
 def _bounds(
     data: Float[np.ndarray, "fact cell"], level: float, seed: int, samples: int
 ) -> Float[np.ndarray, "end cell"]:
-    """The ends of every cell's interval, a bounded number of cells at a time."""
+    # A bounded number of cells at a time, so that memory stays bounded.
     step = max(1, _BLOCK // samples)
     ends = [(1 - level) / 2, (1 + level) / 2]
     blocks = [data[:, start : start + step] for start in range(0, data.shape[1], step)]

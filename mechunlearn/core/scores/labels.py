@@ -1,4 +1,4 @@
-"""Label an array of scores: one stacked dimension of sites, with what is known of each as its coordinates."""
+"""Label an array of scores: one stacked dimension of sites, whose coordinates describe each site."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def component(site: Site) -> Site:
 
 
 def site_coords(sites: Sequence[Site], counts: Mapping[Site, int]) -> dict[str, Any]:
-    """Everything that is known of each site, as coordinates along the dimension ``site``."""
+    """Layer, kind, head and parameter count of each site, as coordinates along the dimension ``site``."""
 
     def head(site: Site) -> int:
         return site.index if site.kind in ("head", "pattern") and site.index is not None else -1
@@ -79,8 +79,24 @@ def site_coords(sites: Sequence[Site], counts: Mapping[Site, int]) -> dict[str, 
     }
 
 
+def select_label(values: xr.DataArray, dim: str, choice: int | str) -> xr.DataArray:
+    """Select one entry of a dimension, a position also by its token, and drop that dimension.
+
+    Raises:
+        ScoresError: if there is no such label, or a token stands at several positions.
+    """
+    labels = values["token" if isinstance(choice, str) and dim == "pos" else dim].values.tolist()
+    indices = [index for index, name in enumerate(labels) if name == choice]
+    if not indices:
+        raise ScoresError(one_of(dim, choice, labels))
+    if len(indices) > 1:
+        raise ScoresError(f"{choice!r} stands at positions {indices}; select one by its number")
+    if dim == "metric" and "unit" in values.coords:
+        values = values.assign_attrs(unit=str(values["unit"].values[indices[0]]))
+    return values.isel({dim: indices[0]}, drop=True)
+
+
 def _counts(sites: set[Site], params: Mapping[Site, int] | ModelSites | None) -> dict[Site, int]:
-    """The parameters of every weight site that is known to have any."""
     weights = [site for site in sites if site.has_weights]
     if params is None:
         return {}
@@ -101,10 +117,10 @@ def _check(shape: tuple[int, ...], dims: tuple[str, ...], labels: Mapping[str, S
         raise ScoresError(
             f"dims name each dimension once, and 'site' is one; {dims} does not fit shape {shape}"
         )
-    for dim, given in labels.items():
+    for dim, names in labels.items():
         size = shape[dims.index(dim)] if dim in dims else 0
-        if given is not None and len(given) != size:
-            raise ScoresError(f"{len(given)} labels for {dim!r}, whose size is {size}; give one for each")
+        if names is not None and len(names) != size:
+            raise ScoresError(f"{len(names)} labels for {dim!r}, whose size is {size}; give one for each")
     if "metric" in dims and labels["metric"] is None:
         raise ScoresError("a dimension 'metric' needs the names of its metrics; pass metrics=")
     (site, times), *_ = Counter(labels["site"] or ["no site"]).most_common(1)

@@ -4,10 +4,8 @@
    its coordinates, so a selection by budget needs no model. Other dimensions are ``fact``, ``sample``,
    ``pos`` and ``metric``. Tokens label positions and never index them, since they repeat.
 2. Reductions are explicit: facts and samples by their mean, positions by the value farthest from 0 with its
-   sign, and a metric has to be selected. What does not exist (the middle of a subject of one token) is NaN
-   and left out. Heads and neurons become whole components by ``combine``.
-3. A selection ranks the reduced scores and takes sites from the top: a number of them, those above a
-   threshold, or as many as a budget of parameters allows, which is never exceeded unless asked.
+   sign, and a metric has to be selected. NaN (no such position in a prompt) is left out.
+3. A selection ranks the reduced scores and takes sites from the top.
 """
 
 from __future__ import annotations
@@ -18,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-import xarray as xr
 from jaxtyping import Float
 
-from mechunlearn.core.scores.combining import combine
+from mechunlearn.core.scores.combining import combine, farthest_position
 from mechunlearn.core.scores.drawing import curves, heatmap
 from mechunlearn.core.scores.intervals import intervals
-from mechunlearn.core.scores.labels import label
-from mechunlearn.core.scores.selection import Selecting
+from mechunlearn.core.scores.labelled import LabelledScores
+from mechunlearn.core.scores.labels import label, select_label
+from mechunlearn.core.scores.selection import rank, require_convention, top_guo2024, top_k, top_params
+from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.errors import ScoresError, one_of
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scores(Selecting):
+class Scores(LabelledScores):
     """One number per site, and per fact, sample, position or metric where there are several.
 
     Build one with ``Scores.of``; every localizer returns one.
@@ -44,8 +43,7 @@ class Scores(Selecting):
     Args:
         values: an array with a dimension ``site`` and the coordinates that ``Scores.of`` writes.
         evidence: other scores that these were derived from, by name.
-        recipe: the facts and options they were measured with, where a verb such as `verify` can measure
-            again.
+        recipe: the facts and options they were measured with, with which `verify` measures again.
 
     Example:
         >>> sites = [Site.parse(text) for text in ("L0.mlp", "L1.mlp", "L2.mlp")]
@@ -56,7 +54,6 @@ class Scores(Selecting):
         Localization(L2.mlp; scores, top 40 % of parameters (100 parameters, gap -16.7 %))
     """
 
-    values: xr.DataArray
     evidence: Mapping[str, Scores] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
@@ -90,7 +87,7 @@ class Scores(Selecting):
                 ``sites``.
             tokens: label of every position; may repeat.
             metrics: name of every metric; or names with the unit of each, where units differ.
-            facts: number of every fact among those that were asked about, where some were left out.
+            facts: number of every fact in the collection that was scored, where some were left out.
             title: what was measured; written above figures and into the source of selections.
             unit: what the numbers are.
             evidence: other scores that these were derived from, by name.
@@ -116,26 +113,16 @@ class Scores(Selecting):
         """The sites, in the order of the array."""
         return tuple(Site.parse(str(site)) for site in self.values["site"].values)
 
-    @property
-    def title(self) -> str:
-        """What was measured."""
-        return str(self.values.attrs["title"])
-
-    def __eq__(self, other: object) -> bool:
-        return self.values.identical(other.values) if isinstance(other, Scores) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
     def only(self, *kinds: str) -> Scores:
         """Keep the sites of some kinds, such as ``"mlp"``; ``total_params`` stays.
 
         Raises:
             ScoresError: if there is no site of a kind.
         """
-        there = list(dict.fromkeys(self.values["kind"].values.tolist()))
+        present = list(dict.fromkeys(self.values["kind"].values.tolist()))
         for kind in kinds:
-            if kind not in there:
-                raise ScoresError(one_of("a kind of these scores", kind, there))
+            if kind not in present:
+                raise ScoresError(one_of("a kind of these scores", kind, present))
         return self._with(self.values.isel(site=np.isin(self.values["kind"], kinds)))
 
     def sel(
@@ -152,29 +139,11 @@ class Scores(Selecting):
             ScoresError: if a dimension or label is not there, or a token stands at several positions.
         """
         values = self.values
-        for dim, wanted in {"fact": fact, "sample": sample, "pos": pos, "metric": metric}.items():
-            if wanted is not None:
+        for dim, choice in {"fact": fact, "sample": sample, "pos": pos, "metric": metric}.items():
+            if choice is not None:
                 self._require(dim)
-                choices = values["token" if isinstance(wanted, str) and dim == "pos" else dim].values.tolist()
-                places = [place for place, choice in enumerate(choices) if choice == wanted]
-                if not places:
-                    raise ScoresError(one_of(dim, wanted, choices))
-                if len(places) > 1:
-                    raise ScoresError(f"{wanted!r} stands at positions {places}; select one by its number")
-                if dim == "metric" and "unit" in values.coords:
-                    values = values.assign_attrs(unit=str(values["unit"].values[places[0]]))
-                values = values.isel({dim: places[0]}, drop=True)
+                values = select_label(values, dim, choice)
         return self._with(values)
-
-    def mean(self, *dims: str) -> Scores:
-        """Average over some dimensions, leaving out what is NaN.
-
-        Raises:
-            ScoresError: if a dimension is not there.
-        """
-        for dim in dims:
-            self._require(dim)
-        return self._with(self.values.mean(dims, keep_attrs=True))
 
     def reduce(self) -> Scores:
         """Reduce to one number per site: means of facts and samples, then the extreme over positions.
@@ -187,24 +156,20 @@ class Scores(Selecting):
         if "metric" in self.values.dims:
             metrics = self.values["metric"].values.tolist()
             raise ScoresError(f"several metrics give no one number per site; .sel(metric=) one of {metrics}")
-        values = self._averaged()
-        if "pos" in values.dims:
-            farthest = abs(values).fillna(-1).argmax("pos")
-            values = values.isel(pos=farthest).drop_vars(("pos", "token"))
-        return self._with(values)
+        return self._with(farthest_position(self._averaged()))
 
     def combine(
         self, how: Literal["sum", "mean", "max"] = "sum", *, sites: ModelSites | None = None
     ) -> Scores:
         """Combine heads into whole attentions, and neurons or halves into whole MLPs.
 
-        Facts, samples, positions and metrics stay, and each is combined by itself; for the extreme of the
-        means, write ``scores.reduce().combine("max")``.
+        Every fact, sample, position and metric is combined by itself; for the extreme of the means, write
+        ``scores.reduce().combine("max")``.
 
         Args:
             how: ``"sum"``, ``"mean"``, or ``"max"``: the part farthest from 0, with its sign.
-            sites: the sites of the model, ``hm.sites``, which count all parameters of a component (its parts
-                hold no output bias). Not needed where the scores were made with ``params=hm.sites``.
+            sites: ``hm.sites``, which counts all parameters of a component (its parts hold no output bias).
+                Not needed where the scores were made with ``params=hm.sites``.
 
         Raises:
             ScoresError: for an unknown `how`, a state, or a component scored both whole and in parts.
@@ -217,13 +182,66 @@ class Scores(Selecting):
         """
         return self._with(combine(self.values, how, sites=sites))
 
-    def _require(self, dim: str) -> None:
-        if dim not in self.values.dims:
-            raise ScoresError(one_of("a dimension of these scores", dim, self.values.dims))
+    def top(
+        self,
+        k: int | None = None,
+        *,
+        params: float | int | None = None,
+        by: Literal["abs", "signed"] = "abs",
+        per_parameter: bool = False,
+        overshoot: bool = False,
+        fill: ModelSites | None = None,
+        seed: int = 0,
+        convention: Literal["guo2024"] | None = None,
+    ) -> Localization:
+        """Select the best sites, by number or by a budget of parameters.
 
-    def _with(self, values: xr.DataArray) -> Scores:
-        values.values.flags.writeable = False
-        return Scores(values, self.evidence, self.recipe)
+        Sites are taken in order until the next does not fit; ties keep the order of the array.
+
+        Args:
+            k: number of sites.
+            params: budget; a float in (0, 1] is a share of ``total_params``, an int a number of parameters.
+            by: rank by absolute or by signed value.
+            per_parameter: rank by score per parameter.
+            overshoot: take the site that crosses the budget as well.
+            fill: ``hm.sites``; the site that does not fit is broken into heads or neurons that do, so that
+                localizations of equal budget are of equal size.
+            seed: seed of the random choice of those heads or neurons.
+            convention: ``"guo2024"`` selects as Guo et al. 2024 do: parts are summed into whole components,
+                which are taken by absolute value until the budget is used up. It goes over the budget by up
+                to one component, and takes all that tie with the last.
+
+        Raises:
+            ScoresError: if not exactly one of ``k`` and ``params`` is given, if it selects nothing or more
+                than there is, if the scores are of states, NaN, or of several metrics, or if an option
+                contradicts the convention.
+
+        Source: Guo et al. 2024, Mechanistic Unlearning (the convention).
+        """
+        if (k is None) == (params is None):
+            raise ScoresError(f"top takes either k or params, one of them; not k={k} and params={params}")
+        if convention is not None:
+            options = {"k": k is not None, "by": by != "abs", "per_parameter": per_parameter}
+            options |= {"overshoot": overshoot, "fill": fill is not None}
+            require_convention(convention, self.values, options)
+            return top_guo2024(self.combine("sum").reduce().values, params or 0)
+        values = self.reduce().values
+        if params is not None:
+            return top_params(
+                values, params, by=by, per_parameter=per_parameter, overshoot=overshoot, fill=fill, seed=seed
+            )
+        if fill is not None or overshoot:
+            raise ScoresError(f"fill and overshoot belong to a budget; write top(params=), not top({k})")
+        return top_k(values, k or 0, by=by, per_parameter=per_parameter)
+
+    def above(self, threshold: float | int, *, by: Literal["abs", "signed"] = "signed") -> Localization:
+        """Select every site whose value exceeds a threshold; possibly none.
+
+        Raises:
+            ScoresError: if the scores are of states, NaN, or of several metrics.
+        """
+        sites = rank(self.reduce().values, by=by, above=threshold)
+        return Localization(sites, source=f"{self.title}, above {threshold:g}")
 
     def to_frame(self) -> pd.DataFrame:
         """One row per number, with its site, layer, kind, parameters and the other labels."""
@@ -232,19 +250,16 @@ class Scores(Selecting):
     def intervals(self, *, level: float = 0.95, seed: int = 0, samples: int = 2000) -> pd.DataFrame:
         """Tabulate the mean over facts with its bootstrap interval, one row per site.
 
-        Samples are averaged first; facts that are NaN for a site are left out there. The interval is the
-        percentile bootstrap over facts, as ``PatchingResult.bootstrap_ci`` of TransformerLens takes it over
-        the examples of a batch: only the default number of resamplings (there 1000) and the draws differ.
+        Samples are averaged first; facts that are NaN for a site are left out there.
 
         Args:
-            level: the share of resampled means inside the interval, between 0 and 1.
-            seed: of the resampling, which is the same for all sites.
-            samples: how many resampled means.
+            level: share of resampled means inside the interval, between 0 and 1.
+            seed: seed of the resampling, which is the same for all sites.
+            samples: number of resampled means.
 
         Returns:
-            A row for every site, and for every position and metric where there are several, with the columns
-            of ``to_frame``, ``mean``, ``low``, ``high`` and the number of ``facts`` behind them. One fact
-            has a mean and no interval.
+            The labels of ``to_frame`` with ``mean``, ``low``, ``high`` and the number of ``facts`` behind
+            them. One fact has a mean and no interval.
 
         Raises:
             ScoresError: if there are no facts, or `level` or `samples` is out of range.
@@ -267,16 +282,4 @@ class Scores(Selecting):
 
     def curves(self) -> go.Figure:
         """Draw the reduced scores over depth, a curve for every component of a layer and every metric."""
-        if "pos" in self.values.dims:
-            return curves(self.reduce().values)
-        return curves(self._averaged())
-
-    def _averaged(self) -> xr.DataArray:
-        return self.mean(*(dim for dim in ("fact", "sample") if dim in self.values.dims)).values
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{dim} {size}" for dim, size in self.values.sizes.items())
-        return f"Scores({self.title}; {sizes})"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {**self.heatmap()._repr_mimebundle_(include, exclude), "text/plain": repr(self)}
+        return curves(self.reduce().values if "pos" in self.values.dims else self._averaged())
