@@ -25,8 +25,8 @@ def line(name: str, model: mu.HookedModel, text: whp.Corpus, facts: mu.Facts) ->
     for prompts in (text.written, text.rephrased):
         cells.append(whp.probability_familiarity(model, prompts).interval())
     cells.append(bootstrap_interval(mu.score(model, facts.test).correct, seed=0))
-    perplexity = np.exp(perplexity(model, facts.text).mean())
-    print("|", name, "|", " | ".join(map(str, cells)), "|", f"{perplexity:.2f}", "|", flush=True)
+    text_perplexity = np.exp(perplexity(model, facts.text).mean())
+    print("|", name, "|", " | ".join(map(str, cells)), "|", f"{text_perplexity:.2f}", "|", flush=True)
 
 
 def train(model: mu.HookedModel, corpus: object, where: object = None, **options: object) -> mu.HookedModel:
