@@ -347,3 +347,11 @@ def test_edits_train_on_one_half_of_the_text_and_are_scored_on_the_other() -> No
     facts = Facts(text=["one", "two", "three"])
     assert (facts.train_text, facts.test_text) == (("one", "three"), ("two",))
     assert Facts(text=["one"]).test_text == ()
+
+
+def test_a_file_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
+    header = '{"format": "mechunlearn.facts/1", "name": "capitals", "facts": 1, "text": []}'
+    record = '{"prompt": "The capital of France is", "answer": "Paris"}'
+    (tmp_path / "facts.jsonl").write_text(f"{header}\n{record}\n")
+    facts = Facts.from_jsonl(tmp_path / "facts.jsonl")
+    assert (facts.name, facts[0].answer) == ("capitals", "Paris")
