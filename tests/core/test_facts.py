@@ -261,7 +261,7 @@ def test_json_lines_of_others_are_read_with_a_mapping(tmp_path: Path) -> None:
         ),
         (
             lambda text: text.replace("facts/1", "facts/9"),
-            "has the format 'mechunlearn.core.facts/9', expected 'mech",
+            "has the format 'mechunlearn.facts/9', expected 'mech",
         ),
         (lambda text: text + "[]\n", r"line 5 must be a JSON object; not '\[\]'"),
     ],
@@ -351,7 +351,7 @@ def test_edits_train_on_one_half_of_the_text_and_are_scored_on_the_other() -> No
 
 def test_a_file_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
     header = '{"format": "mechunlearn.facts/1", "name": "capitals", "facts": 1, "text": []}'
-    record = '{"prompt": "The capital of France is", "answer": "Paris"}'
+    record = '{"prompt": "The capital of France is", "subject": "France", "answer": "Paris"}'
     (tmp_path / "facts.jsonl").write_text(f"{header}\n{record}\n")
     facts = Facts.from_jsonl(tmp_path / "facts.jsonl")
     assert (facts.name, facts[0].answer) == ("capitals", "Paris")
