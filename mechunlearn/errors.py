@@ -11,7 +11,8 @@
     ├── HookError           a hook that names nothing, or never fires
     ├── EditError           an edit that does not fit, or cannot be read
     ├── TrainingError       a loss that is not finite, or diverges
-    └── DataError           a file that is truncated, altered or of another kind
+    ├── DataError           a file that is truncated, altered or of another kind
+    └── GridError           a grid of cells that cannot be run, or cells that failed
 
 All are also ``ValueError``, so code that knows nothing of this package can catch them. A message names
 the value, what was expected, and the remedy. ``IdentityWarning``, the one warning, is a ``UserWarning``.
@@ -19,7 +20,8 @@ the value, what was expected, and the remedy. ``IdentityWarning``, the one warni
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class MechUnlearnError(ValueError):
@@ -60,6 +62,22 @@ class TrainingError(MechUnlearnError):
 
 class DataError(MechUnlearnError):
     """A file that is truncated, altered, or not of the expected kind."""
+
+
+class GridError(MechUnlearnError):
+    """A grid of cells that cannot be run, or cells that failed.
+
+    Args:
+        message: what is wrong.
+        results: results of the cells that succeeded, by key.
+        tracebacks: traceback of every cell that failed, by key.
+    """
+
+    def __init__(
+        self, message: str, *, results: Mapping[str, Any] = {}, tracebacks: Mapping[str, str] = {}
+    ) -> None:
+        super().__init__(message)
+        self.results, self.tracebacks = dict(results), dict(tracebacks)
 
 
 class IdentityWarning(UserWarning):
