@@ -217,12 +217,13 @@ def facts(draw: st.DrawFn, *, depth: int = 1, split: str | None = None) -> Fact:
 
 
 @given(facts())
+@settings(max_examples=40)
 def test_a_fact_survives_its_record(fact: Fact) -> None:
     assert Fact.from_record(fact.to_record()) == fact
 
 
 @given(st.lists(facts(split="test"), max_size=3), st.lists(words, max_size=3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_json_lines_keep_everything(tmp_path_factory: Any, several: list[Fact], text: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "facts.jsonl"
     collection = Facts(several, text=text, name="x")
@@ -232,6 +233,7 @@ def test_json_lines_keep_everything(tmp_path_factory: Any, several: list[Fact], 
 
 
 @given(st.lists(facts(depth=0, split="retain"), max_size=6), st.slices(6))
+@settings(max_examples=50)
 def test_slices_are_those_of_a_list(several: list[Fact], cut: slice) -> None:
     collection = Facts(several, text=("x",))
     assert list(collection[cut]) == several[cut] and collection[cut].text == ("x",)

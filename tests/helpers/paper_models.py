@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.model_sites import ModelSites, Shape
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites, Shape
 
 SHAPE = Shape(n_layers=8, n_heads=8, n_kv_heads=8, d_mlp=64, gated=True)
 GROUPED = Shape(n_layers=4, n_heads=8, n_kv_heads=2, d_mlp=96, gated=False)

@@ -17,7 +17,7 @@ import numpy as np
 from mechunlearn.core.sites.site import Site
 
 if TYPE_CHECKING:
-    from mechunlearn.core.sites.universe import ModelSites
+    from mechunlearn.core.sites.model_sites import ModelSites
 
 TOLERANCE = 0.05
 """Two localizations are of equal size when their parameters agree within this share."""

@@ -22,7 +22,7 @@ from mechunlearn.core.viz.grids import matrix_panels, matrix_plot
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from mechunlearn.core.sites.universe import ModelSites
+    from mechunlearn.core.sites.model_sites import ModelSites
 
 _SHARE = "share of the component"
 _SPLIT = ("head", "kv")

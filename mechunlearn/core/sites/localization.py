@@ -20,7 +20,7 @@ from mechunlearn.errors import DataError, LocalizationError, one_of
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from mechunlearn.core.sites.universe import ModelSites
+    from mechunlearn.core.sites.model_sites import ModelSites
 
 FORMAT = "mechunlearn.localization/1"
 

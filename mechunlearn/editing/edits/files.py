@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import Shape
+from mechunlearn.core.sites.model_sites import Shape
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.history import History
 from mechunlearn.editing.edits.recipes import Recipe

@@ -21,7 +21,7 @@ from mechunlearn.auditing.controls import distinct
 from mechunlearn.auditing.report.estimates import CONTROL, EDITED, GOLD, UNTOUCHED
 from mechunlearn.auditing.report.report import Report
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.experiments.demo import findings, page, table
 from mechunlearn.experiments.demo.jobs import RATES, STEPS, STOP, Done, Job, Pool, group_of
 from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP, RANDOM, TRACED, Look, pairs

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mechunlearn.core.sites.budget import TOLERANCE, gap
 from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.model_sites import Shape
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import Shape
 from mechunlearn.errors import LocalizationError, SiteError
 
 
