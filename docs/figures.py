@@ -17,7 +17,7 @@ DRAWN = """<div id="{name}"></div>
 
 def read_notebook(text: str) -> nbformat.NotebookNode:
     """Read a notebook, with every stored figure turned into HTML that plotly.js draws."""
-    notebook = nbformat.requests(text, as_version=4)
+    notebook = nbformat.reads(text, as_version=4)
     figures = 0
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

@@ -8,6 +8,7 @@ import mechunlearn as mu
 from mechunlearn.core.statistics import bootstrap_interval
 from mechunlearn.editing import whp
 from mechunlearn.models.encoding.encoder import encode_text
+from mechunlearn.models.scoring.scorer import perplexity
 
 LEARN = {"steps": 150, "lr": 1e-3}
 REINFORCE = {"steps": 30, "lr": 5e-4}
@@ -24,8 +25,8 @@ def line(name: str, model: mu.HookedModel, text: whp.Corpus, facts: mu.Facts) ->
     for prompts in (text.written, text.rephrased):
         cells.append(whp.probability_familiarity(model, prompts).interval())
     cells.append(bootstrap_interval(mu.score(model, facts.test).correct, seed=0))
-    perplexity = np.exp(mu.scoring.perplexity(model, facts.text).mean())
-    print("|", name, "|", " | ".join(map(str, cells)), "|", f"{perplexity:.2f}", "|", flush=True)
+    text_perplexity = np.exp(perplexity(model, facts.text).mean())
+    print("|", name, "|", " | ".join(map(str, cells)), "|", f"{text_perplexity:.2f}", "|", flush=True)
 
 
 def train(model: mu.HookedModel, corpus: object, where: object = None, **options: object) -> mu.HookedModel:

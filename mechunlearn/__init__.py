@@ -41,11 +41,17 @@ from mechunlearn.localization.fact_lookup.through_heads import path_lookup as pa
 from mechunlearn.localization.lenses import direct_logit_attribution as direct_logit_attribution
 from mechunlearn.localization.lenses import logit_lens as logit_lens
 from mechunlearn.localization.patching.activation import activation_patch as activation_patch
+from mechunlearn.localization.patching.corruption import MeanAblation as MeanAblation
+from mechunlearn.localization.patching.corruption import Noise as Noise
+from mechunlearn.localization.patching.corruption import OtherSubject as OtherSubject
+from mechunlearn.localization.patching.corruption import Resample as Resample
+from mechunlearn.localization.patching.corruption import ZeroAblation as ZeroAblation
 from mechunlearn.localization.path_patching.hooks import path_hooks as path_hooks
 from mechunlearn.localization.path_patching.patch import path_patch as path_patch
 from mechunlearn.localization.probing.linear_probes import fit_probes as fit_probes
 from mechunlearn.localization.probing.probe import probe as probe
 from mechunlearn.localization.tracing.trace import causal_trace as causal_trace
+from mechunlearn.localization.tracing.trace import noised_embeddings as noised_embeddings
 from mechunlearn.localization.tracing.trace import trace_hooks as trace_hooks
 from mechunlearn.localization.verify import verify as verify
 from mechunlearn.models.hooked import HookedModel as HookedModel
@@ -60,10 +66,15 @@ __all__ = [
     "Hook",
     "HookedModel",
     "Localization",
+    "MeanAblation",
+    "Noise",
+    "OtherSubject",
     "Report",
+    "Resample",
     "Scores",
     "Site",
     "Stop",
+    "ZeroAblation",
     "ablate",
     "activation_patch",
     "attacks",
@@ -84,6 +95,7 @@ __all__ = [
     "forget_class",
     "logit_lens",
     "noise",
+    "noised_embeddings",
     "objectives",
     "patch",
     "path_hooks",

@@ -75,8 +75,8 @@ def one_of(what: str, value: object, choices: Iterable[object]) -> str:
         choices: what would have been accepted.
 
     Example:
-        >>> one_of("restore", "mpl", ["attn", "mlp"])
-        "restore must be one of 'attn' or 'mlp'; not 'mpl'"
+        >>> one_of("sites", "mpl", ["attn", "mlp"])
+        "sites must be one of 'attn' or 'mlp'; not 'mpl'"
     """
     names = [repr(choice) for choice in choices]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

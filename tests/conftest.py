@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import pytest
 from helpers.tiny_models import FAMILIES, hf_model, memory_tokenizer
 
 from mechunlearn.models.hooked import HookedModel
+
+# A loaded machine is no fault of what is tested.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

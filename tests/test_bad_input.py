@@ -233,8 +233,8 @@ def test_a_fact_in_two_splits_is_refused_however_they_meet(tmp_path: Path) -> No
 
 
 def test_scores_of_states_draw_and_select_nothing(llama: mu.HookedModel) -> None:
-    said = "scores of states draw and compare but select nothing", "restore='mlp'"
-    traced = mu.causal_trace(llama, FACTS.forget, restore="resid", samples=1, **QUIET)
+    said = "scores of states draw and compare but select nothing", "sites='mlp'"
+    traced = mu.causal_trace(llama, FACTS.forget, sites="resid_post", corrupt=mu.Noise(samples=1), **QUIET)
     probed = mu.probe(llama, FACTS, folds=2, control=False, **QUIET).sel(metric="accuracy")
     for scores, first in ((traced, "L0.resid_post"), (probed, "L0.resid_pre")):
         assert scores.heatmap().data

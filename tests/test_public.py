@@ -39,6 +39,7 @@ def test_the_public_names_are_these() -> None:
         "Site",
         "Stop",
     }
+    corruptions = {"MeanAblation", "Noise", "OtherSubject", "Resample", "ZeroAblation"}
     hooks = {"ablate", "cache", "noise", "patch", "steer"}
     verbs = {
         "activation_patch",
@@ -56,6 +57,7 @@ def test_the_public_names_are_these() -> None:
         "fit_probes",
         "forget_class",
         "logit_lens",
+        "noised_embeddings",
         "path_hooks",
         "path_lookup",
         "path_patch",
@@ -66,7 +68,7 @@ def test_the_public_names_are_these() -> None:
         "verify",
     }
     rest = {"Stop", "attacks", "closed_form", "objectives", "whp", "world"}
-    assert set(mu.__all__) == values | hooks | verbs | rest
+    assert set(mu.__all__) == values | corruptions | hooks | verbs | rest
 
 
 def test_everything_public_is_documented_with_an_example_where_it_can_be_called() -> None:

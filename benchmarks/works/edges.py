@@ -19,7 +19,7 @@ from benchmarks.work import Missing, Peer, Work
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.attribution.edges import edge_estimates
 from mechunlearn.localization.attribution.graph import Graph
-from mechunlearn.localization.patching.corruption import Pairs
+from mechunlearn.localization.patching.pairs import Pairs
 
 
 def eap_edges(setting: PatchTask) -> Work:

@@ -22,7 +22,7 @@ from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.attribution.nodes import node_estimates
-from mechunlearn.localization.patching.corruption import Pairs
+from mechunlearn.localization.patching.pairs import Pairs
 
 ROWS = 16
 

@@ -35,6 +35,7 @@ from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ModelError, ScoresError, one_of, require_positive
 from mechunlearn.localization.answer_tokens import FirstTokens, contrast, first_tokens
+from mechunlearn.localization.patching.positions import Component, layer_sites
 from mechunlearn.models.activations import capture, probe_sites
 from mechunlearn.models.encoding.batch import GROUPS, Batch, token_groups
 from mechunlearn.models.encoding.encoder import encode
@@ -42,7 +43,6 @@ from mechunlearn.models.hooked import HookedModel
 
 LensPosition = Literal["last", "last_subject", "groups"]
 LensMetric = Literal["logit_diff", "logprob", "probability", "rank"]
-Grain = Literal["component", "head"]
 
 _UNITS = dict(zip(get_args(LensMetric), ("logits", "nats", "probability", "tokens above"), strict=True))
 _ROWS = 64  # vectors unembedded at a time
@@ -52,7 +52,7 @@ def logit_lens(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    at: LensPosition = "last",
+    positions: LensPosition = "last",
     metric: LensMetric = "logit_diff",
     batch_size: int = 64,
     progress: bool = True,
@@ -64,8 +64,8 @@ def logit_lens(
     Args:
         hm: the model.
         facts: their prompts are run; for a logit difference each needs a `foil`, a `new` answer or `options`.
-        at: read at the ``"last"`` token of the prompt, at the ``"last_subject"`` token, or at all tokens,
-            averaged by token ``"groups"`` as in causal tracing.
+        positions: read at the ``"last"`` token of the prompt, at the ``"last_subject"`` token, or at all
+            tokens, averaged by token ``"groups"`` as in causal tracing.
         metric: ``"logit_diff"`` (answer less foil, new answer, or mean of the other options),
             ``"logprob"`` or ``"probability"`` of the answer, or its ``"rank"`` (0: the likeliest).
         batch_size: prompts per forward pass.
@@ -76,7 +76,7 @@ def logit_lens(
         ``pos``. The title says ``(first token)`` if some word has several.
 
     Raises:
-        ScoresError: for an unknown `at` or `metric`, or a `batch_size` below 1.
+        ScoresError: for unknown `positions` or `metric`, or a `batch_size` below 1.
         FactError: a fact has nothing to compare its answer with, or both begin with the same token.
         ModelError: TransformerLens cannot read this model's residual stream.
 
@@ -86,8 +86,8 @@ def logit_lens(
 
     Source: nostalgebraist 2020, interpreting GPT: the logit lens.
     """
-    if at not in ("last", "last_subject", "groups"):
-        raise ScoresError(one_of("at", at, ["last", "last_subject", "groups"]))
+    if positions not in get_args(LensPosition):
+        raise ScoresError(one_of("positions", positions, get_args(LensPosition)))
     if metric not in _UNITS:
         raise ScoresError(one_of("metric", metric, _UNITS))
     require_positive(batch_size=batch_size)
@@ -97,14 +97,15 @@ def logit_lens(
     with tqdm(total=len(sites) * len(facts), desc="logit lens", disable=not progress) as bar:
         for rows in torch.split(torch.arange(len(batch)), batch_size):
             part = FirstTokens(words.ids[rows], words.weight[rows], words.whole)
-            parts.append(_lens(hm, batch.rows(rows).trimmed(), part, sites, at, metric, bar))
+            parts.append(_lens(hm, batch.rows(rows).trimmed(), part, sites, positions, metric, bar))
     values = torch.cat(parts)
+    read_at = "by token" if positions == "groups" else f"at the {positions} token"
     return Scores.of(
-        values if at == "groups" else values[:, :, 0],
+        values if positions == "groups" else values[:, :, 0],
         sites,
-        dims=("fact", "site", "pos") if at == "groups" else ("fact", "site"),
-        tokens=GROUPS if at == "groups" else None,
-        title=f"Logit lens {'by token' if at == 'groups' else f'at the {at} token'}: {metric}{words.note}",
+        dims=("fact", "site", "pos") if positions == "groups" else ("fact", "site"),
+        tokens=GROUPS if positions == "groups" else None,
+        title=f"Logit lens {read_at}: {metric}{words.note}",
         unit=_UNITS[metric],
     )
 
@@ -114,13 +115,13 @@ def _lens(
     batch: Batch,
     words: FirstTokens,
     sites: Sequence[Site],
-    at: LensPosition,
+    positions: LensPosition,
     metric: LensMetric,
     bar: Any,
 ) -> Float[Tensor, "fact site at"]:
     """Run one batch, and read all its states."""
-    where = (batch.subject_last if at == "last_subject" else batch.end)[:, None]
-    if at == "groups":
+    where = (batch.subject_last if positions == "last_subject" else batch.end)[:, None]
+    if positions == "groups":
         where = torch.minimum(torch.arange(batch.tokens.shape[1], device=where.device)[None], where)
     names = [hm.arch.hooks(site)[0].name for site in sites]
     found = capture(hm.bridge, batch.tokens, names, where, mask=batch.mask, batch_size=len(batch))
@@ -129,7 +130,7 @@ def _lens(
         columns.append(_read(hm, found.pop(name), words, metric))
         bar.update(len(batch))
     values = torch.stack(columns, dim=1)
-    return _grouped(values, token_groups(batch).cpu()) if at == "groups" else values
+    return _grouped(values, token_groups(batch).cpu()) if positions == "groups" else values
 
 
 def _read(
@@ -166,7 +167,7 @@ def direct_logit_attribution(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    grain: Grain = "component",
+    sites: Component | Sequence[Component] = ("attn", "mlp"),
     batch_size: int = 64,
     progress: bool = True,
 ) -> Scores:
@@ -177,7 +178,7 @@ def direct_logit_attribution(
     Args:
         hm: the model; the norms of a copy are folded, which takes its memory once more.
         facts: each needs a `foil`, a `new` answer or `options`.
-        grain: ``"component"`` for whole attentions and MLPs, ``"head"`` for heads and whole MLPs. Biases
+        sites: ``"attn"`` for whole attentions, ``"mlp"`` for MLPs, ``"head"`` for heads; or several. Biases
             that pass through the values are folded into attention's output bias, which is no head's.
         batch_size: prompts per forward pass.
         progress: show a progress bar.
@@ -187,7 +188,7 @@ def direct_logit_attribution(
         enters the first block, positions included; ``.only("attn", "mlp")`` leaves it out of a selection.
 
     Raises:
-        ScoresError: for an unknown `grain`, or a `batch_size` below 1.
+        ScoresError: for unknown `sites`, or a `batch_size` below 1.
         FactError: a fact has nothing to compare its answer with, or both begin with the same token.
         ModelError: TransformerLens cannot fold or split this model.
 
@@ -199,26 +200,25 @@ def direct_logit_attribution(
 
     Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Wang et al. 2022.
     """
-    if grain not in ("component", "head"):
-        raise ScoresError(one_of("grain", grain, ["component", "head"]))
+    named = [Site("embed"), *layer_sites(hm, sites, get_args(Component))]
+    by_head = any(site.kind == "head" for site in named)
     require_positive(batch_size=batch_size)
     words = first_tokens(hm, facts, [contrast(fact) for fact in facts])
     with _transformer_lens("direct logit attribution", "mu.attribution, which needs no folding"):
         folded = hm.folded()
-    batch, labels = encode(hm, facts, answer=None), _labels(hm, grain)
-    sites = list(dict.fromkeys(labels.values()))
-    values = torch.zeros(len(batch), len(sites), dtype=torch.float64)
-    with tqdm(total=len(sites) * len(facts), desc="direct logit attribution", disable=not progress) as bar:
+    batch, labels = encode(hm, facts, answer=None), _labels(named[1:])
+    values = torch.zeros(len(batch), len(named), dtype=torch.float64)
+    with tqdm(total=len(named) * len(facts), desc="direct logit attribution", disable=not progress) as bar:
         for rows in torch.split(torch.arange(len(batch)), batch_size):
-            cache = _written(folded, batch.rows(rows).trimmed(), grain)
-            for unit in dict.fromkeys(("component", grain)):
+            cache = _written(folded, batch.rows(rows).trimmed(), by_head=by_head)
+            for unit in ("component", "head") if by_head else ("component",):
                 for label, credit in _credits(folded, cache, words, rows, unit).items():
                     if label in labels:
-                        values[rows, sites.index(labels[label])] += credit
-            bar.update(len(sites) * len(rows))
+                        values[rows, named.index(labels[label])] += credit
+            bar.update(len(named) * len(rows))
     return Scores.of(
         values,
-        sites,
+        named,
         dims=("fact", "site"),
         params=hm.sites,
         title=f"Direct logit attribution: logit difference{words.note}",
@@ -226,20 +226,17 @@ def direct_logit_attribution(
     )
 
 
-def _labels(hm: HookedModel, grain: Grain) -> dict[str, Site]:
+def _labels(sites: Sequence[Site]) -> dict[str, Site]:
     """The site of everything that TransformerLens splits the residual stream into, by its label there."""
-    shape, labels = hm.arch.shape, {"embed": Site("embed"), "pos_embed": Site("embed")}
-    for layer in range(shape.n_layers):
-        if grain == "head":
-            labels |= {f"L{layer}H{head}": Site("head", layer, head) for head in range(shape.n_heads)}
-        else:
-            labels[f"{layer}_attn_out"] = Site("attn", layer)
-        labels[f"{layer}_mlp_out"] = Site("mlp", layer)
-    return labels
+    embed, labels = Site("embed"), {}
+    for site in sites:
+        whole = f"{site.layer}_{site.kind}_out"
+        labels[f"L{site.layer}H{site.index}" if site.kind == "head" else whole] = site
+    return labels | {"embed": embed, "pos_embed": embed}
 
 
 @torch.no_grad()
-def _written(folded: Any, batch: Batch, grain: Grain) -> dict[str, Tensor]:
+def _written(folded: Any, batch: Batch, *, by_head: bool) -> dict[str, Tensor]:
     """What every component wrote at each prompt's last token, as an activation cache of one position."""
     layers = range(folded.cfg.n_layers)
     names = [
@@ -248,7 +245,7 @@ def _written(folded: Any, batch: Batch, grain: Grain) -> dict[str, Tensor]:
         "ln_final.hook_scale",
     ]
     names += [f"blocks.{layer}.hook_{part}_out" for layer in layers for part in ("attn", "mlp")]
-    if grain == "head":
+    if by_head:
         names += [f"blocks.{layer}.attn.hook_z" for layer in layers]
         names += [name for layer in layers if (name := _post_norm(layer)) in folded.hook_dict]
         names.append(f"blocks.{layers[-1]}.hook_resid_post")

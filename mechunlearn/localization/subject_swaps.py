@@ -1,10 +1,10 @@
-"""The same prompt about another subject: the corrupted run of patching, attribution and lookup.
+"""The same prompt about another subject, for the corrupted run of patching, attribution and lookup.
 
 1. For every fact, the other subjects of its relation are put in a seeded order: those with equally many
    tokens first, and among them those with another answer.
 2. The first that leaves every token of the prompt where it was (same length, same subject positions) is
    taken; the prompt is encoded to find out, since a tokenizer may cut a name differently in another prompt.
-3. A fact that finds nobody is left out; the result says how many are in.
+3. A fact without such a subject is left out; the result says how many facts are left.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Swaps:
     """Facts, each beside the same prompt about another subject of equally many tokens.
 
     Args:
-        facts: those that found another subject.
+        facts: the facts that have another subject.
         swapped: their prompts with that subject; its answer is the other's own.
-        index: where each fact stood among those given.
-        note: how many found one, such as ``"31 of 32 facts"``; empty if all did.
+        index: index of each fact among those that were passed.
+        note: how many have one, such as ``"31 of 32 facts"``; empty if all did.
     """
 
     facts: tuple[Fact, ...]
@@ -42,18 +42,18 @@ def swap_subjects(
     hm: HasTokenizer,
     facts: Sequence[Fact],
     *,
-    subjects: Sequence[Fact] | None = None,
+    pool: Sequence[Fact] | None = None,
     other_answer: bool = False,
     seed: int = 0,
 ) -> Swaps:
     """Find for every fact another subject that fits into its prompt token by token.
 
     Args:
-        hm: gives the tokenizer.
+        hm: the model, for its tokenizer.
         facts: the facts.
-        subjects: facts whose subjects may be put in; None for `facts` themselves.
+        pool: facts whose subjects may be put in; None for `facts` themselves.
         other_answer: leave out facts for which only subjects with the same answer fit.
-        seed: of the order in which subjects are tried.
+        seed: seed of the order in which subjects are tried.
 
     Raises:
         FactError: no fact finds another subject.
@@ -64,28 +64,28 @@ def swap_subjects(
         >>> swaps.facts[0].subject != swaps.swapped[0].subject
         True
     """
-    pool = list(facts if subjects is None else subjects)
-    own = encode(hm, facts, answer=None)
-    queues = _queues(facts, pool, own.subject.sum(1).tolist(), _lengths(hm, pool), other_answer, seed)
-    found: dict[int, Fact] = {}
+    pool = list(facts if pool is None else pool)
+    clean = encode(hm, facts, answer=None)
+    queues = _queues(facts, pool, clean.subject.sum(1).tolist(), _lengths(hm, pool), other_answer, seed)
+    swapped: dict[int, Fact] = {}
     for attempt in range(_TRIES):
-        open_ = [i for i, queue in enumerate(queues) if i not in found and attempt < len(queue)]
-        if not open_:
+        missing = [i for i, queue in enumerate(queues) if i not in swapped and attempt < len(queue)]
+        if not missing:
             break
-        tried = [_about(facts[i], queues[i][attempt]) for i in open_]
+        tried = [_about(facts[i], queues[i][attempt]) for i in missing]
         batch = encode(hm, tried, answer=None)
-        for row, (i, fact) in enumerate(zip(open_, tried, strict=True)):
-            if _aligned(own, i, batch, row):
-                found[i] = fact
-    if not found:
+        for row, (i, fact) in enumerate(zip(missing, tried, strict=True)):
+            if _aligned(clean, i, batch, row):
+                swapped[i] = fact
+    if not swapped:
         raise FactError(
             f"none of the {len(facts)} facts has another subject with equally many tokens"
             f"{' and another answer' if other_answer else ''} among {len(pool)}; "
-            "give more facts of the same relation as `subjects=`"
+            "give more facts of the same relation: corrupt=mu.OtherSubject(pool=...)"
         )
-    index = tuple(sorted(found))
+    index = tuple(sorted(swapped))
     note = f"{len(index)} of {len(facts)} facts" if len(index) < len(facts) else ""
-    return Swaps(tuple(facts[i] for i in index), tuple(found[i] for i in index), index, note)
+    return Swaps(tuple(facts[i] for i in index), tuple(swapped[i] for i in index), index, note)
 
 
 def _lengths(hm: HasTokenizer, pool: Sequence[Fact]) -> list[int]:
@@ -96,17 +96,17 @@ def _lengths(hm: HasTokenizer, pool: Sequence[Fact]) -> list[int]:
 def _queues(
     facts: Sequence[Fact],
     pool: Sequence[Fact],
-    own: Sequence[int],
     lengths: Sequence[int],
+    pool_lengths: Sequence[int],
     other_answer: bool,
     seed: int,
 ) -> list[list[Fact]]:
-    """The subjects to try for each fact, the likeliest to fit first."""
+    """The subjects to try for each fact, those that are likeliest to fit first."""
     rng = random.Random(seed)
     queues = []
-    for fact, length in zip(facts, own, strict=True):
+    for fact, length in zip(facts, lengths, strict=True):
         order = rng.sample(range(len(pool)), len(pool))
-        order.sort(key=lambda j: (lengths[j] != length, pool[j].answer == fact.answer))
+        order.sort(key=lambda j: (pool_lengths[j] != length, pool[j].answer == fact.answer))
         fits = [
             pool[j]
             for j in order
@@ -118,10 +118,10 @@ def _queues(
     return queues
 
 
-def _about(fact: Fact, other: Fact) -> Fact:
+def _about(fact: Fact, donor: Fact) -> Fact:
     start, stop = fact.subject_span
-    prompt = fact.prompt[:start] + other.subject + fact.prompt[stop:]
-    return Fact(prompt, other.subject, other.answer, relation=fact.relation)
+    prompt = fact.prompt[:start] + donor.subject + fact.prompt[stop:]
+    return Fact(prompt, donor.subject, donor.answer, relation=fact.relation)
 
 
 def _aligned(first: Batch, i: int, second: Batch, j: int) -> bool:

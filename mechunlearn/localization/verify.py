@@ -1,10 +1,9 @@
-"""Verify estimates: measure exactly what the highest of them claim.
+"""Verify estimates: measure the highest of them exactly.
 
 1. Attributions are first-order estimates of what corrupting a component, or an edge, would do to the answer.
-2. The highest k, in size, are measured: each is corrupted by itself, with the subjects that the estimate
-   used, and the answer's logit difference is read again. A component is patched (`activation_patch`); an
-   edge is patched on the path from its sender to its receiver alone (`path_patch`, with heads and MLPs
-   between frozen).
+2. The k largest are measured: each is corrupted by itself, with the subjects that the estimate used, and the
+   change of the answer's logit difference is computed. A component is patched (`activation_patch`); an edge
+   is patched on the path from its sender to its receiver alone (`path_patch`, heads and MLPs between frozen).
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ def verify(
 def verify(
     hm: HookedModel, scores: Scores | EdgeScores, k: int = 10, *, batch_size: int = 64, progress: bool = True
 ) -> Scores | EdgeScores:
-    """Measure exactly what the k highest attributions estimate.
+    """Measure the k highest attributions exactly.
 
     Args:
         hm: the model that was attributed.
-        scores: from `attribution` or `edge_attribution`, or the latter's ``.nodes()``; they know their facts
-            and subjects.
-        k: how many, by size.
+        scores: from `attribution` or `edge_attribution`, or the latter's ``.nodes()``; their recipe
+            holds their facts and subjects.
+        k: number of sites or edges, the largest first.
         batch_size: rows per captured run.
         progress: show progress bars.
 
@@ -74,19 +73,19 @@ def _options(scores: Scores | EdgeScores) -> dict[str, Any]:
             f"{scores.title!r} does not say on which facts it was measured; verify takes what attribution or "
             "edge_attribution returned. For other scores call activation_patch on their sites"
         )
-    wanted = ["fact", *(["pos"] if recipe["positions"] != "all" else [])]
-    if missing := [dim for dim in wanted if dim not in dims]:
+    needed = ["fact", *(["pos"] if recipe["positions"] != "all" else [])]
+    if missing := [dim for dim in needed if dim not in dims]:
         raise ScoresError(
             f"these scores are no longer over {' and '.join(missing)}; verify measures each by itself, so "
             "give it the scores before .mean(), .sel() or .reduce(), and reduce what it returns"
         )
-    return {name: recipe[name] for name in ("facts", "subjects", "seed", "positions")}
+    return {name: recipe[name] for name in ("facts", "corrupt", "positions")}
 
 
 def _nodes(hm: HookedModel, scores: Scores, k: int, options: Mapping[str, Any]) -> Scores:
     best = scores.top(k)
     sites = [site for site in scores.sites if site in best]
-    # What the embeddings write is all that enters the first block.
+    # All that enters the first block is what the embeddings write; a sweep can only write the former.
     start = {Site("embed"): Site("resid_pre", 0)}
     exact = activation_patch(hm, sites={site: [start.get(site, site)] for site in sites}, **options).values
     estimate = scores.values.sel(site=[str(site) for site in sites]).transpose(*exact.dims)
@@ -113,8 +112,8 @@ def _edges(hm: HookedModel, scores: EdgeScores, k: int, options: Mapping[str, An
     exact = exact.copy(data=np.full(exact.shape, np.nan)).transpose("fact", "sender", "receiver", ...)
     for column, receiver in enumerate(receivers):
         rows = [row for row, sender in enumerate(senders) if (sender, receiver) in best]
-        found = path_patch(hm, senders=[senders[row] for row in rows], receivers=[receiver], **options)
-        exact.values[:, rows, column] = found.values.values
+        measured = path_patch(hm, sites=[senders[row] for row in rows], receivers=[receiver], **options)
+        exact.values[:, rows, column] = measured.values.values
     return EdgeScores.of(
         exact.values,
         senders,

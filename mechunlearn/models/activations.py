@@ -65,7 +65,7 @@ def states_at(
     facts: Sequence[Fact],
     sites: Sequence[Site],
     *,
-    at: Position = "last_subject",
+    positions: Position = "last_subject",
     batch_size: int = 64,
 ) -> Float[Tensor, "site fact d_model"]:
     """Read the residual stream of every prompt at one position, in one pass for all sites.
@@ -74,25 +74,25 @@ def states_at(
         hm: the model.
         facts: their prompts are run, without an answer.
         sites: residual-stream sites.
-        at: ``"last_subject"`` token or ``"last"`` token of the prompt.
+        positions: ``"last_subject"`` token or ``"last"`` token of the prompt.
         batch_size: prompts per forward pass.
 
     Returns:
         In float64 on the CPU.
 
     Raises:
-        ScoresError: for an unknown `at`, or a `batch_size` below 1.
+        ScoresError: for unknown `positions`, or a `batch_size` below 1.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
         >>> states_at(hm, facts, [mu.Site.parse("L0.resid_post")]).shape[:2]
         torch.Size([1, 32])
     """
-    if at not in ("last_subject", "last"):
-        raise ScoresError(one_of("at", at, ["last_subject", "last"]))
+    if positions not in ("last_subject", "last"):
+        raise ScoresError(one_of("positions", positions, ["last_subject", "last"]))
     names = [hm.arch.hooks(site)[0].name for site in sites]
     batch = encode(hm, facts, answer=None)
-    where = batch.subject_last if at == "last_subject" else batch.end
+    where = batch.subject_last if positions == "last_subject" else batch.end
     found = capture(hm.bridge, batch.tokens, names, where[:, None], mask=batch.mask, batch_size=batch_size)
     width = hm.hf.config.hidden_size
     states = torch.empty(len(names), len(batch), width, dtype=torch.float64)

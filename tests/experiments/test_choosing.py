@@ -138,7 +138,7 @@ def test_every_trained_method_has_the_same_grid_and_budget(hm: mu.HookedModel) -
         assert {(r.steps, r.seed, r.stop) for r in recipes} == {(40, 3, catalogue.STOP)}
         assert method == "WeightMask" or tuple(r.lr for r in recipes) == catalogue.RATES
     offered = {type(catalogue.TRAINED[name](_setting(hm))).__name__ for name in catalogue.TRAINED}
-    plumbing = {"Objective", "Read", "Reading", "Sampled", "Relabel"}  # Relabel reads a corpus, not facts
+    plumbing = {"Objective", "Request", "Outputs", "Sampled", "Relabel"}  # Relabel reads a corpus, not facts
     assert offered == set(mu.objectives.__all__) - plumbing
 
 

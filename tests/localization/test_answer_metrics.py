@@ -22,7 +22,7 @@ from mechunlearn.localization.engine.readout import Final
 from mechunlearn.localization.patching.answer_metrics import (
     Measure,
     Metric,
-    ask,
+    answer_rows,
     metrics_of,
     name_of,
     words_of,
@@ -36,14 +36,14 @@ def test_words_that_feed_the_same_tokens_share_a_row() -> None:
         {"w20": 1.0, "w21": -0.5, "w22 w23": -0.25, "w22 w24": -0.25},
         {"w20 w21 w25": 1.0, "w20 w21": -1.0},
     ]
-    asked = ask(hm, [FACTS[0], FACTS[1]], words)
+    asked = answer_rows(hm, [FACTS[0], FACTS[1]], words)
     # The first tokens are read in every row; the second in those that feed w22, or w20, and so on.
     assert asked.fact.tolist() == [0, 0, 1, 1] and not asked.cancels
     assert asked.weight.tolist() == [[1.0, -0.5], [-0.25, -0.25], [1.0, 0.0], [-1.0, 0.0]]
     assert asked.ids[:, 0].tolist() == [[20, -100, -100], [22, 23, -100], [20, 21, 25], [20, 21, -100]]
     assert asked.batch.lengths.tolist() == [6, 7, 4, 3] and asked.positions[:, 0].tolist() == [5, 5, 1, 1]
-    assert asked.own.tolist() == [[True, False], [False, False], [False, False], [False, False]]
-    assert ask(hm, SHORT, [contrast(fact) for fact in SHORT]).cancels
+    assert asked.is_answer.tolist() == [[True, False], [False, False], [False, False], [False, False]]
+    assert answer_rows(hm, SHORT, [contrast(fact) for fact in SHORT]).cancels
 
 
 def whole(twin: FactTwin, f: int, word: str) -> Tensor:
@@ -55,7 +55,7 @@ def whole(twin: FactTwin, f: int, word: str) -> Tensor:
 def test_every_metric_of_a_run_is_what_its_definition_gives(family: str, facts: tuple[Fact, ...]) -> None:
     hm, twin = wide(family), FactTwin(wide(family), facts, OTHERS)
     metrics: tuple[Metric, ...] = (*METRICS, last_logit)
-    asked = ask(hm, facts, words_of(facts, metrics))
+    asked = answer_rows(hm, facts, words_of(facts, metrics))
     run = capture(hm, asked.batch)
     measure = Measure(asked, metrics).against(hm, run)
     rows = Engine(hm).baseline(run, measure)
@@ -69,7 +69,7 @@ def test_every_metric_of_a_run_is_what_its_definition_gives(family: str, facts: 
 
 def test_a_difference_of_single_tokens_reads_columns_and_nothing_else() -> None:
     hm = wide("gemma2")
-    asked = ask(hm, SHORT, words_of(SHORT, METRICS[:1]))
+    asked = answer_rows(hm, SHORT, words_of(SHORT, METRICS[:1]))
     run, measure = capture(hm, asked.batch), Measure(asked, ("logit_diff",))
     final = Final(
         hm, run.resid[-1].gather(1, measure.positions[..., None].expand(-1, -1, run.resid[-1].shape[-1]))
@@ -86,7 +86,7 @@ def test_a_difference_of_single_tokens_reads_columns_and_nothing_else() -> None:
 
 def test_a_users_hook_on_the_logits_is_heeded_by_a_difference_too() -> None:
     hm = wide("llama")
-    asked = ask(hm, SHORT, words_of(SHORT, METRICS[:1]))
+    asked = answer_rows(hm, SHORT, words_of(SHORT, METRICS[:1]))
     run = capture(hm, asked.batch)
     with hm.hooks([("unembed.hook_out", lambda x, hook: torch.tanh(x))]):
         found = Engine(hm).baseline(run, Measure(asked, METRICS[:1]))
@@ -97,7 +97,7 @@ def test_a_users_hook_on_the_logits_is_heeded_by_a_difference_too() -> None:
 def test_half_precision_differences_are_summed_in_single_precision() -> None:
     hm = HookedModel.from_hf(hf_model("llama"), word_tokenizer()).to(torch.bfloat16)
     fact = Fact("w14 w15", "w14", "w24", options=tuple(f"w{i}" for i in range(24, 31)))
-    asked = ask(hm, [fact], words_of([fact], METRICS[:1]))
+    asked = answer_rows(hm, [fact], words_of([fact], METRICS[:1]))
     run, measure = capture(hm, asked.batch), Measure(asked, ("logit_diff",))
     shown = Final(hm, run.resid[-1][:, -1:]).logits[0, 0].double()
     wanted = shown[24] - shown[25:31].mean()
@@ -111,7 +111,7 @@ def test_a_function_is_told_which_facts_it_measures_and_cannot_disturb_the_other
         seen.append(facts.tolist())
         return logits.max(1).values
 
-    asked = ask(hm, FACTS, words_of(FACTS, ("kl",)))
+    asked = answer_rows(hm, FACTS, words_of(FACTS, ("kl",)))
     run = capture(hm, asked.batch)
     Engine(hm).baseline(run, Measure(asked, (greedy,)))
     Engine(hm).baseline(run, Measure(asked, (greedy,), numbers=(7, 5, 3, 1)))
@@ -162,7 +162,7 @@ def test_a_function_that_gives_no_number_per_row_is_an_error(
     function: Any, given: str, unchecked: None
 ) -> None:
     hm = wide("llama")
-    asked = ask(hm, FACTS, words_of(FACTS, ("kl",)))
+    asked = answer_rows(hm, FACTS, words_of(FACTS, ("kl",)))
     with pytest.raises(
         ScoresError, match=f"the metric '<lambda>' gave {given} for 4 rows of logits; it must give"
     ):

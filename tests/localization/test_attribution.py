@@ -20,7 +20,8 @@ from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import FactError, ModelError, ScoresError
 from mechunlearn.localization.attribution.nodes import attribution
-from mechunlearn.localization.patching.corruption import pair
+from mechunlearn.localization.patching.corruption import OtherSubject
+from mechunlearn.localization.patching.pairs import pair
 from mechunlearn.localization.subject_swaps import swap_subjects
 from mechunlearn.models.encoding.batch import GROUPS
 from mechunlearn.models.encoding.encoder import encode
@@ -62,7 +63,7 @@ def test_it_is_the_slope_of_the_real_change_in_every_family(hm: HookedModel) -> 
 
 def test_it_equals_transformer_lens(tokenizer: Any) -> None:
     wide = HookedModel.from_hf(hf_model("gpt2"), tokenizer).to(torch.float64)
-    scores = attribution(wide, ONE_LETTER, grain="head", progress=False)
+    scores = attribution(wide, ONE_LETTER, sites=("head", "mlp"), progress=False)
     swaps = swap_subjects(wide, ONE_LETTER)
     for row, (fact, swapped) in enumerate(zip(swaps.facts, swaps.swapped, strict=True)):
         # The space before an answer is a token of its own, and common to both words.
@@ -117,9 +118,11 @@ def test_batch_size_changes_nothing_and_the_seed_changes_the_partners(llama: Hoo
 
 def test_scores_say_how_to_measure_again(llama: HookedModel) -> None:
     facts = tiny_facts()
-    scores = attribution(llama, facts, subjects=facts[1:], seed=4, positions="groups", progress=False)
-    said = {"facts": list(facts), "subjects": facts[1:], "seed": 4, "positions": "groups"}
-    assert scores.recipe == scores.only("mlp").recipe == said
+    scores = attribution(
+        llama, facts, corrupt=OtherSubject(facts[1:]), seed=4, positions="groups", progress=False
+    )
+    recipe = {"facts": list(facts), "corrupt": OtherSubject(facts[1:], seed=4), "positions": "groups"}
+    assert scores.recipe == scores.only("mlp").recipe == recipe
     again = attribution(llama, **scores.recipe, progress=False)
     assert again == scores
 
@@ -137,7 +140,10 @@ def test_no_partner_at_all_is_an_error(llama: HookedModel) -> None:
 
 def test_partners_may_come_from_other_facts(llama: HookedModel) -> None:
     facts = tiny_facts()
-    assert attribution(llama, facts[:1], subjects=facts[1:], progress=False).values.sizes["fact"] == 1
+    assert (
+        attribution(llama, facts[:1], corrupt=OtherSubject(facts[1:]), progress=False).values.sizes["fact"]
+        == 1
+    )
 
 
 def test_a_fact_with_nothing_to_compare_is_an_error(llama: HookedModel) -> None:
@@ -148,13 +154,13 @@ def test_a_fact_with_nothing_to_compare_is_an_error(llama: HookedModel) -> None:
         attribution(llama, bare, progress=False)
 
 
-def test_an_unknown_grain_is_an_error(llama: HookedModel) -> None:
+def test_unknown_sites_are_an_error(llama: HookedModel) -> None:
     unknown: Any = "neuron"
     with (
         unchecked(),
-        pytest.raises(ScoresError, match="grain must be one of 'component' or 'head'; not 'neuron'"),
+        pytest.raises(ScoresError, match="sites must be one of 'attn', 'mlp' or 'head'; not 'neuron'"),
     ):
-        attribution(llama, tiny_facts(), grain=unknown, progress=False)
+        attribution(llama, tiny_facts(), sites=unknown, progress=False)
 
 
 def test_a_swapped_prompt_differs_in_the_subject_alone(llama: HookedModel) -> None:
@@ -168,7 +174,7 @@ def test_a_swapped_prompt_differs_in_the_subject_alone(llama: HookedModel) -> No
 @pytest.mark.parametrize("corrupt", ["subject", "noise"])
 def test_runs_differ_from_the_subject_on_whatever_corrupts_it(llama: HookedModel, corrupt: Any) -> None:
     pairs = pair(llama, tiny_facts(), ("logit_diff",), corrupt=corrupt)
-    batch = pairs.asked.batch
+    batch = pairs.answers.batch
     position = torch.arange(batch.tokens.shape[1])
     after = position >= batch.subject.int().argmax(1, keepdim=True)
     assert torch.equal(pairs.differs, after & batch.mask.bool())
@@ -177,7 +183,7 @@ def test_runs_differ_from_the_subject_on_whatever_corrupts_it(llama: HookedModel
 def test_token_groups_and_single_tokens_add_up_to_the_whole(llama: HookedModel) -> None:
     wide = llama.to(torch.float64)
     whole, groups, each = (
-        attribution(wide, tiny_facts(), grain="head", positions=positions, progress=False)
+        attribution(wide, tiny_facts(), sites=("head", "mlp"), positions=positions, progress=False)
         for positions in ("all", "groups", "each")
     )
     assert groups.values["token"].values.tolist() == list(GROUPS)

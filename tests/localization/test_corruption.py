@@ -16,9 +16,47 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import FactError, MechUnlearnError, ScoresError, SiteError
 from mechunlearn.localization.patching.activation import activation_patch
-from mechunlearn.localization.patching.corruption import Pairs, pair
+from mechunlearn.localization.patching.corruption import (
+    ANY,
+    PAIRED,
+    MeanAblation,
+    Noise,
+    OtherSubject,
+    Resample,
+    ZeroAblation,
+    corruption_of,
+)
+from mechunlearn.localization.patching.pairs import Pairs, pair
 
 LOGIT: Any = ("logit_diff",)
+
+
+@pytest.mark.parametrize(
+    ("short", "value"),
+    [
+        ("subject", OtherSubject(seed=7)),
+        ("noise", Noise(3.0, samples=3, seed=7)),
+        ("zero", ZeroAblation()),
+        ("mean", MeanAblation()),
+        ("resample", Resample(seed=7)),
+    ],
+)
+def test_a_short_form_takes_the_seed_of_the_verb(short: Any, value: Any) -> None:
+    assert corruption_of(short, ANY, seed=7) == value
+
+
+@pytest.mark.parametrize("value", [OtherSubject(FACTS, seed=0), Noise(seed=0), Resample(seed=0)])
+def test_the_seed_of_a_value_wins(value: Any) -> None:
+    assert corruption_of(value, ANY, seed=7) is value
+
+
+@pytest.mark.parametrize("corrupt", ["zero", ZeroAblation()])
+def test_a_corruption_that_a_verb_cannot_use_is_an_error(corrupt: Any) -> None:
+    with pytest.raises(
+        ScoresError,
+        match=r"'subject' or 'noise'; not .*[zZ]ero.*, or a list of facts; with options: mu.OtherSubject",
+    ):
+        corruption_of(corrupt, PAIRED, seed=0)
 
 
 def streams(pairs: Pairs, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,42 +64,42 @@ def streams(pairs: Pairs, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for _, part in pairs.parts(size):
         both = part.runs(wide("llama"), keep=["blocks.0.hook_mlp_out"])
-        at = torch.arange(len(both.asked)), both.asked.positions[:, 0]
+        at = torch.arange(len(both.answers)), both.answers.positions[:, 0]
         assert "blocks.0.hook_mlp_out" in both.clean.kept and "blocks.0.hook_mlp_out" in both.corrupt.kept
         found.append((both.clean.resid[-1][both.rows][at], both.corrupt.resid[-1][at]))
     clean, corrupt = zip(*found, strict=True)
     return torch.cat(clean), torch.cat(corrupt)
 
 
-@pytest.mark.parametrize("corrupt", [OTHERS, "noise"])
+@pytest.mark.parametrize("corrupt", [OTHERS, Noise(samples=2)])
 def test_runs_do_not_depend_on_the_batch_size(corrupt: Any) -> None:
-    pairs = pair(wide("llama"), FACTS, LOGIT, corrupt=corrupt, samples=2, seed=1)
+    pairs = pair(wide("llama"), FACTS, LOGIT, corrupt=corrupt, seed=1)
     whole = streams(pairs, 100)
     for size in (1, 3):
         for found, wanted in zip(streams(pairs, size), whole, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-6)
-    again = pair(wide("llama"), FACTS, LOGIT, corrupt=corrupt, samples=2, seed=1, batch_size=1)
+    again = pair(wide("llama"), FACTS, LOGIT, corrupt=corrupt, seed=1, batch_size=1)
     torch.testing.assert_close(streams(again, 100)[1], whole[1], rtol=0.0, atol=1e-12)
-    assert (whole[0] - whole[1]).abs().max() > 0.1 and len(whole[1]) == len(pairs.asked) * pairs.samples
+    assert (whole[0] - whole[1]).abs().max() > 0.1 and len(whole[1]) == len(pairs.answers) * pairs.samples
 
 
 def test_noise_is_scaled_to_the_subjects_drawn_per_fact_and_seeded() -> None:
     hm = wide("llama")
 
-    def draws(**options: Any) -> list[torch.Tensor]:
-        found = pair(hm, FACTS, LOGIT, corrupt="noise", **options).draws
-        assert found is not None
-        return list(found)
+    def draws(scale: float = 3.0, **options: Any) -> list[torch.Tensor]:
+        noise = pair(hm, FACTS, LOGIT, corrupt=Noise(scale, samples=200), **options).draws
+        assert noise is not None
+        return list(noise)
 
-    first = draws(seed=5, samples=200)
+    first = draws(seed=5)
     assert [tuple(draw.shape) for draw in first] == [(200, n, 32) for n in (3, 1, 1, 2)]
     table = hm.params["model.embed_tokens.weight"].detach()
     subjects = torch.cat([table[[int(w[1:]) for w in fact.subject.split()]] for fact in FACTS])
     spread = float(torch.cat([draw.flatten() for draw in first]).std() / subjects.std())
     assert abs(spread - 3.0) < 0.03
-    assert all(torch.equal(a, b) for a, b in zip(first, draws(seed=5, samples=200), strict=True))
-    assert not torch.equal(first[0], draws(seed=6, samples=200)[0])
-    torch.testing.assert_close(draws(seed=5, samples=200, noise=6)[0], 2 * first[0])
+    assert all(torch.equal(a, b) for a, b in zip(first, draws(seed=5), strict=True))
+    assert not torch.equal(first[0], draws(seed=6)[0])
+    torch.testing.assert_close(draws(6.0, seed=5)[0], 2 * first[0])
 
 
 @pytest.mark.parametrize("denoising", [True, False])
@@ -87,12 +125,11 @@ def test_noise_equals_the_twin_with_the_same_noise(denoising: bool) -> None:
             return values(hm, other(f, word))
 
         wanted.append(twin.table(sets, "groups", METRICS[:2], run, source))
-    options: dict[str, Any] = {"noise": 2.0, "samples": samples, "seed": 3, "metric": METRICS[:2]}
+    options: dict[str, Any] = {"corrupt": Noise(2.0, samples), "seed": 3, "metric": METRICS[:2]}
     found = patch(
         hm,
         facts,
         sites=[s[0] for s in sets],
-        corrupt="noise",
         direction="denoising" if denoising else "noising",
         **options,
     )
@@ -148,24 +185,24 @@ def test_another_subject_stands_where_the_facts_own_stood() -> None:
         for name in ("w5", "w6 w7", "w8", "w9 w10", "w11 w12 w13")
     ]
     pairs = pair(hm, facts, LOGIT, corrupt="subject", seed=0)
-    assert pairs.note == "4 of 5 facts" and pairs.index == (0, 1, 2, 3) and pairs.other is not None
-    for own, other in zip(pairs.asked.batch.tokens, pairs.other.tokens, strict=True):
+    assert pairs.note == "4 of 5 facts" and pairs.index == (0, 1, 2, 3) and pairs.corrupted is not None
+    for own, other in zip(pairs.answers.batch.tokens, pairs.corrupted.tokens, strict=True):
         one, two = text.decode(own).split(), text.decode(other).split()
         assert one[0] == two[0] == "w1" and one[1] != two[1] and len(one) == len(two)
-    assert torch.equal(pairs.asked.batch.subject, pairs.other.subject)
-    elsewhere = pair(hm, facts, LOGIT, corrupt="subject", subjects=[Fact("w1 w60 w4", "w60", "w20")])
+    assert torch.equal(pairs.answers.batch.subject, pairs.corrupted.subject)
+    elsewhere = pair(hm, facts, LOGIT, corrupt=OtherSubject([Fact("w1 w60 w4", "w60", "w20")]))
     assert (
         elsewhere.index == (0, 2)
-        and elsewhere.other is not None
-        and elsewhere.other.tokens[:, 1].tolist() == [60, 60]
+        and elsewhere.corrupted is not None
+        and elsewhere.corrupted.tokens[:, 1].tolist() == [60, 60]
     )
 
 
 def test_facts_asked_in_the_corrupted_prompt_are_asked_for_the_clean_words() -> None:
     pairs = pair(wide("llama"), FACTS, LOGIT, corrupt=OTHERS)
-    assert pairs.other is not None and torch.equal(pairs.other.mask, pairs.asked.batch.mask)
-    differ = pairs.asked.batch.tokens != pairs.other.tokens
-    assert torch.equal(differ, pairs.asked.batch.subject)
+    assert pairs.corrupted is not None and torch.equal(pairs.corrupted.mask, pairs.answers.batch.mask)
+    differ = pairs.answers.batch.tokens != pairs.corrupted.tokens
+    assert torch.equal(differ, pairs.answers.batch.subject)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +220,7 @@ def test_facts_asked_in_the_corrupted_prompt_are_asked_for_the_clean_words() -> 
             "has 19 tokens and 'w5 w6 w7 w8 w9 w10' has 6; .* give prompts of equal length",
         ),
         (
-            {"corrupt": "subject", "subjects": [Fact("w1 w2 w3 w4 w5", "w1 w2 w3 w4", "w20")]},
+            {"corrupt": OtherSubject([Fact("w1 w2 w3 w4 w5", "w1 w2 w3 w4", "w20")])},
             FactError,
             "none of the 4 facts has another subject .* among 1; give more facts of the same relation",
         ),
@@ -242,8 +279,6 @@ def test_facts_asked_in_the_corrupted_prompt_are_asked_for_the_clean_words() -> 
             "a window needs sites that lie in a layer; leave out embed",
         ),
         ({"window": 0}, ScoresError, "window must be above zero; not 0"),
-        ({"samples": 0}, ScoresError, "samples must be above zero; not 0"),
-        ({"noise": -1.0}, ScoresError, "noise must be above zero; not -1.0"),
         ({"batch_size": 0}, ScoresError, "batch_size must be above zero; not 0"),
         ({"budget": 0}, ScoresError, "budget must be above zero; not 0"),
         ({"metric": "logits"}, ScoresError, "metric must be one of"),

@@ -23,7 +23,8 @@ from mechunlearn.localization.attribution.edges import edge_attribution, edge_es
 from mechunlearn.localization.attribution.gradients import reading
 from mechunlearn.localization.attribution.graph import Graph
 from mechunlearn.localization.attribution.nodes import attribution
-from mechunlearn.localization.patching.corruption import Pairs, pair
+from mechunlearn.localization.patching.corruption import OtherSubject
+from mechunlearn.localization.patching.pairs import Pairs, pair
 from mechunlearn.localization.subject_swaps import swap_subjects
 from mechunlearn.models.encoding.batch import GROUPS
 from mechunlearn.models.encoding.encoder import encode
@@ -59,14 +60,16 @@ def gpt2() -> HookedModel:
 
 
 def twins(hm: HookedModel, facts: Sequence[Fact] = PAIRS) -> list[Twin]:
-    swaps = swap_subjects(hm, facts, subjects=PAIRS)
+    swaps = swap_subjects(hm, facts, pool=PAIRS)
     return [Twin(hm, *pair) for pair in zip(swaps.facts, swaps.swapped, strict=True)]
 
 
 class TestAgainstMasks:
     def test_an_edge_is_the_derivative_in_its_mask_in_every_family(self, wide: HookedModel) -> None:
         with Double():
-            found = edge_attribution(wide, PAIRS[::3], subjects=PAIRS, batch_size=2, progress=False)
+            found = edge_attribution(
+                wide, PAIRS[::3], corrupt=OtherSubject(PAIRS), batch_size=2, progress=False
+            )
             for row, twin in enumerate(twins(wide, PAIRS[::3])):
                 assert [str(site) for site in found.senders] == twin.senders
                 assert [str(site) for site in found.receivers] == twin.receivers
@@ -76,7 +79,12 @@ class TestAgainstMasks:
     def test_integrated_over_inputs_it_is_the_mean_over_embeddings_between(self, family: str) -> None:
         with Double():
             wide = model(family)
-            options: Any = {"subjects": PAIRS, "method": "eap-ig-inputs", "steps": 3, "progress": False}
+            options: Any = {
+                "corrupt": OtherSubject(PAIRS),
+                "method": "eap-ig-inputs",
+                "steps": 3,
+                "progress": False,
+            }
             found = edge_attribution(wide, PAIRS[1:2], **options)
             (twin,) = twins(wide, PAIRS[1:2])
             expected = sum(twin.scores(embed=k / 3) for k in (1, 2, 3)) / 3
@@ -86,7 +94,12 @@ class TestAgainstMasks:
     def test_integrated_over_activations_each_sender_has_its_own_runs(self, family: str) -> None:
         with Double():
             wide = model(family)
-            options: Any = {"subjects": PAIRS, "method": "eap-ig-activations", "steps": 2, "progress": False}
+            options: Any = {
+                "corrupt": OtherSubject(PAIRS),
+                "method": "eap-ig-activations",
+                "steps": 2,
+                "progress": False,
+            }
             found = edge_attribution(wide, PAIRS[1:2], **options)
             (twin,) = twins(wide, PAIRS[1:2])
             expected = sum(twin.scores_of_own_runs(k / 2) for k in (1, 2)) / 2
@@ -131,7 +144,7 @@ class TestAgainstOthers:
         with Double():
             for positions in ("all", "groups"):
                 edges = edge_attribution(wide, PAIRS, positions=positions, progress=False)
-                nodes = attribution(wide, PAIRS, grain="head", positions=positions, progress=False)
+                nodes = attribution(wide, PAIRS, sites=("head", "mlp"), positions=positions, progress=False)
                 kept = edges.nodes().only("head", "mlp")
                 assert kept.sites == nodes.sites
                 np.testing.assert_allclose(kept.values.values, nodes.values.values, rtol=0, atol=1e-12)
@@ -154,7 +167,7 @@ class TestAgainstOthers:
         errors = []
         for steps in (8, 32):
             options: Any = {"method": "eap-ig-activations", "steps": steps, "batch_size": 64}
-            edges = edge_attribution(wide, PAIRS[:1], subjects=PAIRS, progress=False, **options)
+            edges = edge_attribution(wide, PAIRS[:1], corrupt=OtherSubject(PAIRS), progress=False, **options)
             nodes = edges.nodes().only("head", "mlp").combine("sum").values.sel(site=sites)
             errors.append(np.abs(nodes.values[0] - exact).max())
         assert errors[1] < 0.35 * errors[0] and errors[1] < 0.05 * np.abs(exact).max()
@@ -170,7 +183,10 @@ class TestLaws:
     def test_positions_add_up_and_nothing_counts_before_the_first_difference(
         self, gpt2: HookedModel, method: Any
     ) -> None:
-        facts, options = PAIRS[::3], {"subjects": PAIRS, "method": method, "steps": 2, "progress": False}
+        facts, options = (
+            PAIRS[::3],
+            {"corrupt": OtherSubject(PAIRS), "method": method, "steps": 2, "progress": False},
+        )
         whole = edge_attribution(gpt2, facts, **options)
         groups = edge_attribution(gpt2, facts, positions="groups", **options)
         each = edge_attribution(gpt2, facts, positions="each", batch_size=1, **options)
@@ -201,7 +217,7 @@ class TestLaws:
         plain = edge_attribution(gpt2, PAIRS, progress=False)
         with gpt2.hooks([freeze]):
             frozen = edge_attribution(gpt2, PAIRS, progress=False)
-            nodes = attribution(gpt2, PAIRS, grain="head", progress=False)
+            nodes = attribution(gpt2, PAIRS, sites=("head", "mlp"), progress=False)
         assert not np.allclose(frozen.values, plain.values, equal_nan=True)
         np.testing.assert_allclose(frozen.nodes().values[:, 1:], nodes.values, atol=1e-12)
 
@@ -260,7 +276,7 @@ class TestLaws:
         # The space at a prompt's end is a token of the answer, and common to both words here.
         words = [(name, foil) for name in ("Bo", "Al") for foil in ("c", "cd")]
         facts = [Fact(f"So {name} is in", name, "a", foil=foil) for name, foil in words]
-        asked = pair(gpt2, facts, ("logit_diff",), corrupt="subject").asked
+        asked = pair(gpt2, facts, ("logit_diff",), corrupt="subject").answers
         assert asked.fact.tolist() == [0, 1, 1, 2, 3, 3]
         batch = encode(gpt2, facts[:1])
         assert asked.batch.lengths[0] == batch.answer_positions.max() + 1

@@ -59,7 +59,7 @@ def test_both_halves_of_the_rule_are_needed() -> None:
 
 
 def test_all_subject_tokens_are_the_last_one_where_names_have_one() -> None:
-    found = fact_lookup(planted(), planted_facts(), at="subject", progress=False)
+    found = fact_lookup(planted(), planted_facts(), positions="subject", progress=False)
     assert found == Scores(found.values, {}) and values(found) == pytest.approx(values(planted_lookup()))
 
 
@@ -133,7 +133,7 @@ def test_nothing_to_fit_on_is_an_error() -> None:
 def test_an_unknown_position_is_an_error() -> None:
     unknown: Any = "last"
     with unchecked(), pytest.raises(ScoresError, match="one of 'last_subject' or 'subject'; not 'last'"):
-        fact_lookup(planted(), planted_facts(), at=unknown, progress=False)
+        fact_lookup(planted(), planted_facts(), positions=unknown, progress=False)
 
 
 def test_no_prompts_per_pass_are_an_error() -> None:

@@ -92,7 +92,7 @@ def test_its_heads_are_summed_into_whole_layers_when_they_select(llama: HookedMo
         ({"convention": "guo"}, "convention must be one of 'guo2024' or None; not 'guo'"),
         (
             {"convention": "guo2024", "window": 3},
-            "fixes restore, noise, samples, window; leave out window, or",
+            "fixes sites, corrupt, window; leave out window, or",
         ),
     ],
 )

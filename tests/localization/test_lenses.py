@@ -65,10 +65,10 @@ def test_at_the_end_it_is_the_models_own_logit_difference(wide: HookedModel) -> 
 
 
 def test_groups_are_means_of_a_lens_at_every_token(llama: HookedModel) -> None:
-    scores = logit_lens(llama, FACTS, at="groups", batch_size=3, progress=False)
+    scores = logit_lens(llama, FACTS, positions="groups", batch_size=3, progress=False)
     assert scores.values.dims == ("fact", "site", "pos")
     for name, at in (("last", "last"), ("last_subject", "last_subject")):
-        alone = logit_lens(llama, FACTS, at=at, progress=False)  # type: ignore[arg-type]
+        alone = logit_lens(llama, FACTS, positions=at, progress=False)  # type: ignore[arg-type]
         np.testing.assert_allclose(scores.values[:, :, GROUPS.index(name)], alone.values, atol=1e-5)
     batch = encode(llama, FACTS[3:4], answer=None)
     _, store = llama.run_with_cache(batch.tokens)
@@ -153,7 +153,7 @@ def difference(hm: HookedModel, fact: Fact, *, capped: bool = True) -> float:
 @torch.no_grad()
 def test_every_credit_is_what_a_hand_reads_from_the_unfolded_model(wide: HookedModel) -> None:
     whole = direct_logit_attribution(wide, FACTS, batch_size=3, progress=False)
-    heads = direct_logit_attribution(wide, FACTS, grain="head", batch_size=3, progress=False)
+    heads = direct_logit_attribution(wide, FACTS, sites=("head", "mlp"), batch_size=3, progress=False)
     for row, fact in enumerate(FACTS):
         hand = ByHand(wide, fact)
         for scores in (whole, heads):
@@ -172,8 +172,8 @@ def test_every_credit_is_what_a_hand_reads_from_the_unfolded_model(wide: HookedM
 
 def test_heads_of_a_family_without_output_bias_add_up_to_their_attention(llama: HookedModel) -> None:
     whole, heads = (
-        found(direct_logit_attribution(llama, FACTS, grain=grain, progress=False))
-        for grain in ("component", "head")
+        found(direct_logit_attribution(llama, FACTS, sites=sites, progress=False))
+        for sites in (("attn", "mlp"), ("head", "mlp"))
     )
     for layer in range(2):
         together = sum(value for site, value in heads.items() if site.startswith(f"L{layer}.head"))
@@ -203,7 +203,7 @@ def test_the_planted_answer_is_read_at_the_end_as_soon_as_it_is_carried_there() 
 
 
 def test_the_planted_answer_is_looked_up_in_coordinates_that_the_lens_does_not_read() -> None:
-    read = found(logit_lens(planted_model(), planted_facts(), at="last_subject", progress=False))
+    read = found(logit_lens(planted_model(), planted_facts(), positions="last_subject", progress=False))
     assert read["L1.resid_post"] == 0 and read["L2.resid_mid"] > 1
 
 
@@ -218,7 +218,7 @@ def test_scores_draw_select_and_say_that_they_read_first_tokens(llama: HookedMod
     credit = direct_logit_attribution(llama, FACTS, progress=False)
     assert lens.title == "Logit lens at the last token: logit_diff (first token)"
     assert credit.title == "Direct logit attribution: logit difference (first token)"
-    for scores in (lens, credit, logit_lens(llama, FACTS, at="groups", progress=False)):
+    for scores in (lens, credit, logit_lens(llama, FACTS, positions="groups", progress=False)):
         assert scores.heatmap().data and scores.curves().data
     assert len(credit.only("attn", "mlp").top(params=0.5)) >= 1
     with pytest.raises(ScoresError):
@@ -264,16 +264,16 @@ def test_a_model_that_cannot_be_folded_is_refused_with_a_way_out(
     [
         (
             logit_lens,
-            {"at": "first"},
+            {"positions": "first"},
             ScoresError,
-            "at must be one of 'last', 'last_subject' or 'groups'; not",
+            "positions must be one of 'last', 'last_subject' or 'groups'; not",
         ),
         (logit_lens, {"metric": "loss"}, ScoresError, "metric must be one of 'logit_diff', 'logprob'"),
         (
             direct_logit_attribution,
-            {"grain": "mlp"},
+            {"sites": "component"},
             ScoresError,
-            "grain must be one of 'component' or 'head'",
+            "sites must be one of 'attn', 'mlp' or 'head'",
         ),
         (logit_lens, {"batch_size": 0}, ScoresError, "batch_size must be above zero; not 0"),
         (direct_logit_attribution, {"batch_size": 0}, ScoresError, "batch_size must be above zero; not 0"),

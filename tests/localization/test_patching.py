@@ -21,6 +21,7 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine import block_calls as calls
 from mechunlearn.localization.patching.activation import activation_patch
+from mechunlearn.localization.patching.corruption import Noise
 from mechunlearn.localization.patching.positions import interventions
 from mechunlearn.localization.subject_swaps import swap_subjects
 
@@ -98,10 +99,10 @@ def test_windows_and_sets_under_one_name_equal_the_twin() -> None:
     agrees(found, both_ways(twin, named.values(), "groups", METRICS[:1], denoising=True)[..., 0])
 
 
-@pytest.mark.parametrize("corrupt", [OTHERS, "noise", "zero", "mean"])
+@pytest.mark.parametrize("corrupt", [OTHERS, Noise(samples=1), "zero", "mean"])
 def test_several_metrics_in_one_pass_are_those_of_one_by_one(corrupt: Any) -> None:
     hm = wide("llama")
-    options: dict[str, Any] = {"sites": [Site("mlp", 0)], "corrupt": corrupt, "samples": 1}
+    options: dict[str, Any] = {"sites": [Site("mlp", 0)], "corrupt": corrupt}
     together = patch(hm, FACTS, metric=(*METRICS, last_logit), **options)
     for column, metric in enumerate((*METRICS, last_logit)):
         np.testing.assert_allclose(
@@ -109,7 +110,7 @@ def test_several_metrics_in_one_pass_are_those_of_one_by_one(corrupt: Any) -> No
         )
 
 
-@pytest.mark.parametrize("corrupt", [OTHERS, "noise", "mean", "resample"])
+@pytest.mark.parametrize("corrupt", [OTHERS, Noise(samples=2), "mean", "resample"])
 def test_neither_batch_size_nor_budget_matters(corrupt: Any) -> None:
     hm = wide("gemma2")
     facts = [fact for fact in (*FACTS, *SHORT) for _ in range(2 if corrupt == "resample" else 1)]
@@ -118,7 +119,6 @@ def test_neither_batch_size_nor_budget_matters(corrupt: Any) -> None:
         "sites": ("resid_pre", "mlp"),
         "corrupt": corrupt,
         "metric": METRICS,
-        "samples": 2,
     }
     whole = patch(hm, facts, **options)
     found = patch(hm, facts, **options, batch_size=3, budget=7)

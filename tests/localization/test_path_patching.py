@@ -22,6 +22,7 @@ from mechunlearn.localization.engine import block_functions as engine_parts
 from mechunlearn.localization.engine.block_functions import Parts
 from mechunlearn.localization.engine.cached_run import activations, capture
 from mechunlearn.localization.engine.engine import Engine
+from mechunlearn.localization.patching.corruption import Noise
 from mechunlearn.localization.path_patching.hooks import path_hooks
 from mechunlearn.localization.path_patching.patch import path_patch
 from mechunlearn.localization.path_patching.paths import Route
@@ -196,7 +197,7 @@ def test_in_a_planted_model_the_lookup_alone_goes_through_the_carriers_values() 
 
 def test_noise_and_given_prompts_corrupt_too() -> None:
     hm, facts = planted_model(), planted_facts()[:6]
-    through = path_patch(hm, facts, "mlp", ["L2.head[0].v"], corrupt="noise", samples=2, progress=False)
+    through = path_patch(hm, facts, "mlp", ["L2.head[0].v"], corrupt=Noise(samples=2), progress=False)
     assert str(next(iter(through.top(1)))) == "L1.mlp"
     given = path_patch(
         hm, facts, "mlp", "logits", corrupt=planted_facts()[6:12], mlps="recompute", progress=False
@@ -215,7 +216,7 @@ def test_noise_and_given_prompts_corrupt_too() -> None:
             "mlps must be one of 'freeze' or 'recompute'; not 'thaw'",
         ),
         ("mlp", None, {"direction": "up"}, ScoresError, "direction must be one of 'noising' or 'denoising'"),
-        ([], None, {}, ScoresError, r"senders names one or more of \('head', 'attn', 'mlp', 'embed'\)"),
+        ([], None, {}, ScoresError, r"sites names one or more of \('head', 'attn', 'mlp', 'embed'\)"),
         ("mlp", [], {}, ScoresError, 'receivers names sites of the model, or "logits"; not none'),
         ("mlp", ["L1.mlp", "logits"], {}, ScoresError, "the logits receive alone"),
         ("mlp", ["L1.pattern[0]"], {}, SiteError, r"L1.pattern\[0\] reads nothing from the residual stream"),
@@ -229,8 +230,7 @@ def test_noise_and_given_prompts_corrupt_too() -> None:
         ("mlp", ["L1.head[9].q"], {}, SiteError, r"L1.head\[9\].q is not a site of this model"),
         ("mlp", ["L1.head[0].v"], {}, SiteError, r"heads share keys and values in groups, here L1.kv\[0\]"),
         ("mlps", None, {}, SiteError, "'mlps' is not a site"),
-        ("mlp", None, {"samples": 0}, ScoresError, "samples must be above zero; not 0"),
-        ("mlp", None, {"noise": -1}, ScoresError, "noise must be above zero; not -1"),
+        ("mlp", None, {"corrupt": "mean"}, ScoresError, "corrupt must be one of 'subject' or 'noise'; not"),
         ("mlp", None, {"batch_size": 0}, ScoresError, "batch_size must be above zero; not 0"),
         ("mlp", None, {"budget": 0}, ScoresError, "budget must be above zero; not 0"),
     ],

@@ -56,7 +56,7 @@ def test_a_planted_lookup_shows_as_a_step() -> None:
 
 
 def test_the_last_token_knows_only_after_the_carrier() -> None:
-    found = accuracy(probe(planted(), planted_facts(), at="last", control=False, progress=False))
+    found = accuracy(probe(planted(), planted_facts(), positions="last", control=False, progress=False))
     assert found["L1.resid_post"] <= 0.4 and found["L2.resid_mid"] == 1.0
 
 
@@ -206,7 +206,11 @@ ONE = Facts(Fact(f"{name} is playing", name, "golf") for name in NAMES[:6])
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"at": "first"}, ScoresError, "at must be one of 'last_subject' or 'last'; not 'first'"),
+        (
+            {"positions": "first"},
+            ScoresError,
+            "positions must be one of 'last_subject' or 'last'; not 'first'",
+        ),
         (
             {"kind": "lasso"},
             ScoresError,

@@ -19,6 +19,7 @@ from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError
 from mechunlearn.localization.patching.activation import activation_patch
+from mechunlearn.localization.patching.corruption import Noise
 from mechunlearn.localization.tracing.trace import causal_trace, noised_embeddings, trace_hooks
 from mechunlearn.models.encoding.batch import GROUPS, token_groups
 from mechunlearn.models.encoding.encoder import encode
@@ -89,8 +90,8 @@ class Slow:
 
 
 def trace(hm: HookedModel, facts: Any, **options: Any) -> np.ndarray[Any, Any]:
-    options = {"noise": NOISE, "samples": SAMPLES, "seed": SEED, "progress": False} | options
-    values: np.ndarray[Any, Any] = causal_trace(hm, facts, **options).values.values
+    defaults: dict[str, Any] = {"corrupt": Noise(NOISE, SAMPLES), "seed": SEED, "progress": False}
+    values: np.ndarray[Any, Any] = causal_trace(hm, facts, **(defaults | options)).values.values
     return values
 
 
@@ -98,7 +99,7 @@ def trace(hm: HookedModel, facts: Any, **options: Any) -> np.ndarray[Any, Any]:
 def test_it_equals_the_slow_twin_in_every_family(hm: HookedModel) -> None:
     wide, facts = hm.to(torch.float64), tiny_facts()[3:5]
     slow = Slow(wide, facts)
-    found = trace(wide, facts, restore=("mlp", "resid"))
+    found = trace(wide, facts, sites=("mlp", "resid_post"))
     np.testing.assert_allclose(found[:, ::2], slow.trace("hook_mlp_out", 1), **TIGHT, equal_nan=True)
     # The last residual where the answer is read is all that the answer depends on.
     lost = [slow.p(f) - np.mean([slow.p(f, [slow.corrupt(f, s)]) for s in range(SAMPLES)]) for f in range(2)]
@@ -108,14 +109,14 @@ def test_it_equals_the_slow_twin_in_every_family(hm: HookedModel) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("restore", "point", "window"),
-    [("attn", "hook_attn_out", 1), ("attn", "hook_attn_out", 3), ("resid", "hook_resid_post", 2)],
+    ("kind", "point", "window"),
+    [("attn", "hook_attn_out", 1), ("attn", "hook_attn_out", 3), ("resid_post", "hook_resid_post", 2)],
 )
 def test_it_equals_the_slow_twin_for_every_restoration(
-    llama: HookedModel, restore: str, point: str, window: int
+    llama: HookedModel, kind: str, point: str, window: int
 ) -> None:
     wide, facts = llama.to(torch.float64), tiny_facts()[2:4]
-    found = trace(wide, facts, restore=restore, window=window)
+    found = trace(wide, facts, sites=kind, window=window)
     np.testing.assert_allclose(found, Slow(wide, facts).trace(point, window), **TIGHT, equal_nan=True)
 
 
@@ -134,17 +135,23 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_others(llama: Hook
 
 
 def test_a_planted_lookup_is_found_at_the_subject_and_its_carrier_at_the_end() -> None:
-    scores = causal_trace(planted(), planted_facts()[:12], restore=("attn", "mlp"), samples=2, progress=False)
+    scores = causal_trace(
+        planted(), planted_facts()[:12], sites=("attn", "mlp"), corrupt=Noise(samples=2), progress=False
+    )
     assert set(map(str, scores.top(3))) == {"L1.mlp", "L2.attn", "L3.mlp"}
     assert scores.only("mlp").sel(pos="last_subject").top(1) == Localization(["L1.mlp"])
     assert scores.sel(pos="last").top(1) == Localization(["L2.attn"])
-    mlps = causal_trace(planted(), planted_facts()[:12], restore="mlp", samples=2, progress=False)
+    mlps = causal_trace(
+        planted(), planted_facts()[:12], sites="mlp", corrupt=Noise(samples=2), progress=False
+    )
     assert set(map(str, mlps.top(1))) == {"L1.mlp"}
     assert float(mlps.only("mlp").sel(pos="last_subject").reduce().values[1]) > 0.4
 
 
 def test_scores_of_the_residual_stream_select_nothing() -> None:
-    scores = causal_trace(planted(), planted_facts()[:2], restore="resid", samples=1, progress=False)
+    scores = causal_trace(
+        planted(), planted_facts()[:2], sites="resid_post", corrupt=Noise(samples=1), progress=False
+    )
     with pytest.raises(ScoresError, match="select nothing"):
         scores.top(1)
 
@@ -166,13 +173,12 @@ def interrupt(activation: Tensor, hook: Any) -> None:
     ("options", "message"),
     [
         (
-            {"restore": "mpl"},
-            "restore must be one of 'resid', 'mlp' or 'attn'; not 'mpl', or a tuple of them",
+            {"sites": "mpl"},
+            "sites must be one of 'resid_post', 'mlp' or 'attn'; not 'mpl', or a tuple of them",
         ),
-        ({"restore": ()}, "restore must name one or more different kinds"),
-        ({"restore": ("mlp", "mlp")}, "restore must name one or more different kinds"),
-        ({"noise": 0.0}, "noise must be above zero; not 0.0"),
-        ({"samples": 0}, "samples must be above zero; not 0"),
+        ({"sites": ()}, "sites must name one or more different kinds"),
+        ({"sites": ("mlp", "mlp")}, "sites must name one or more different kinds"),
+        ({"corrupt": "mean"}, r"corrupt must be one of 'noise'; not 'mean'; with options: mu.Noise\(...\)"),
         ({"window": -1}, "window must be above zero; not -1"),
         ({"batch_size": 0}, "batch_size must be above zero; not 0"),
         ({"batch_size": 0, "convention": "guo2024"}, "batch_size must be above zero; not 0"),
@@ -189,7 +195,7 @@ def test_options_out_of_range_are_errors(llama: HookedModel, options: dict[str, 
 )
 def test_hooks_run_the_very_cell_that_is_scored(llama: HookedModel, text: str, window: int) -> None:
     wide, facts, site = llama.to(torch.float64), tiny_facts()[2:5], Site.parse(text)
-    options: Any = {"noise": NOISE, "samples": SAMPLES, "seed": SEED}
+    options: Any = {"corrupt": Noise(NOISE, SAMPLES), "seed": SEED}
     batch, noised = noised_embeddings(wide, facts, **options)
     _, clean = wide.run_with_cache(batch.tokens, attention_mask=batch.mask)
     answers = encode(wide, facts).rows(torch.arange(len(facts)).repeat_interleave(SAMPLES))
@@ -207,18 +213,18 @@ def test_hooks_run_the_very_cell_that_is_scored(llama: HookedModel, text: str, w
     found = p(batch.subject_last) - p(torch.zeros_like(batch.subject))
     options |= {"window": window, "progress": False}
     if site.kind == "resid_mid":
-        options |= {"corrupt": "noise", "metric": "probability"}
+        options |= {"metric": "probability"}
         scores = activation_patch(wide, facts, sites=[site], **options)
     else:
-        kind: Any = {"resid_post": "resid"}.get(site.kind, site.kind)
-        scores = causal_trace(wide, facts, restore=kind, **options)
+        kind: Any = site.kind
+        scores = causal_trace(wide, facts, sites=kind, **options)
     scored = scores.sel(pos="last_subject").values.sel(site=text)
     np.testing.assert_allclose(found, scored, **TIGHT)
     assert np.abs(scored).min() > 1e-9
 
 
 def test_what_lies_at_no_single_token_cannot_be_restored_by_hooks(llama: HookedModel) -> None:
-    batch, noised = noised_embeddings(llama, tiny_facts()[:1])
+    batch, noised = noised_embeddings(llama, tiny_facts()[:1], corrupt=Noise(samples=1))
     with pytest.raises(
         SiteError,
         match=r"L1.pattern\[2\] mixes tokens .* L1.head\[2\], or patch patterns",
@@ -226,8 +232,14 @@ def test_what_lies_at_no_single_token_cannot_be_restored_by_hooks(llama: HookedM
         trace_hooks(llama, Site("pattern", 1, 2), clean={}, noised=noised, at=batch.subject_last)
 
 
-@pytest.mark.parametrize("option", ["noise", "samples"])
-def test_embeddings_are_noised_by_numbers_above_zero(llama: HookedModel, option: str) -> None:
+@pytest.mark.parametrize("option", ["scale", "samples"])
+def test_noise_has_a_scale_and_samples_above_zero(option: str) -> None:
     options: Any = {option: 0}
     with pytest.raises(ScoresError, match=f"{option} must be above zero; not 0"):
-        noised_embeddings(llama, tiny_facts(), **options)
+        Noise(**options)
+
+
+def test_embeddings_are_corrupted_by_noise_alone(llama: HookedModel) -> None:
+    subject: Any = "subject"
+    with unchecked(), pytest.raises(ScoresError, match="corrupt must be one of 'noise'; not 'subject'"):
+        noised_embeddings(llama, tiny_facts(), corrupt=subject)

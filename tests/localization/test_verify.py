@@ -20,6 +20,7 @@ from mechunlearn.errors import ScoresError
 from mechunlearn.localization.attribution.edges import edge_attribution
 from mechunlearn.localization.attribution.nodes import attribution
 from mechunlearn.localization.patching.activation import activation_patch
+from mechunlearn.localization.patching.corruption import OtherSubject
 from mechunlearn.localization.path_patching.patch import path_patch
 from mechunlearn.localization.subject_swaps import swap_subjects
 from mechunlearn.localization.verify import verify
@@ -46,10 +47,10 @@ class TestComponents:
     @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
     def test_the_best_are_measured_one_by_one_on_the_subjects_of_the_estimate(self, family: str) -> None:
         hm = model(family)
-        scores = attribution(hm, FACTS, subjects=POOL, seed=3, progress=False)
+        scores = attribution(hm, FACTS, corrupt=OtherSubject(POOL), seed=3, progress=False)
         found = verify(hm, scores, 3, progress=False)
         assert found.sites == tuple(site for site in scores.sites if site in scores.top(3))
-        swaps = swap_subjects(hm, FACTS, subjects=POOL, seed=3)
+        swaps = swap_subjects(hm, FACTS, pool=POOL, seed=3)
         assert len(swaps.facts) == found.values.sizes["fact"] == 4
         for row, pair in enumerate(zip(swaps.facts, swaps.swapped, strict=True)):
             twin = Twin(hm, *pair)
@@ -61,7 +62,9 @@ class TestComponents:
     @pytest.mark.parametrize("positions", ["all", "groups", "each"])
     def test_it_is_activation_patching_at_the_positions_of_the_estimate(self, positions: Any) -> None:
         hm = model("llama")
-        scores = attribution(hm, FACTS, grain="head", positions=positions, progress=False).only("head")
+        scores = attribution(hm, FACTS, sites=("head", "mlp"), positions=positions, progress=False).only(
+            "head"
+        )
         found = verify(hm, scores, 2, progress=False)
         exact = activation_patch(
             hm, FACTS, sites=found.sites, positions=positions, direction="noising", progress=False
@@ -164,10 +167,10 @@ class TestRefusals:
 
 
 def test_facts_keep_the_numbers_they_were_given_when_one_is_left_out() -> None:
-    hm, options = model("gpt2"), {"subjects": POOL, "progress": False}
+    hm, options = model("gpt2"), {"corrupt": OtherSubject(POOL), "progress": False}
     nodes, edges = attribution(hm, FACTS, **options), edge_attribution(hm, FACTS, **options)  # type: ignore[arg-type]
     paths = path_patch(hm, FACTS, "mlp", **options)  # type: ignore[arg-type]
-    kept = list(swap_subjects(hm, FACTS, subjects=POOL).index)
+    kept = list(swap_subjects(hm, FACTS, pool=POOL).index)
     assert kept != list(range(len(kept)))
     found: list[Any] = [nodes, edges, edges.nodes(), paths, verify(hm, nodes, 1, progress=False)]
     assert [each.values["fact"].values.tolist() for each in found] == [kept] * 5

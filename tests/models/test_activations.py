@@ -17,7 +17,7 @@ from mechunlearn.models.hooked import HookedModel
 @pytest.mark.parametrize("at", ["last_subject", "last"])
 def test_states_are_read_where_they_are_asked_for(llama: HookedModel, at: str) -> None:
     facts, sites = tiny_facts(), probe_sites(llama)
-    found = states_at(llama, facts, sites, at=at, batch_size=3)  # type: ignore[arg-type]
+    found = states_at(llama, facts, sites, positions=at, batch_size=3)  # type: ignore[arg-type]
     for row, fact in enumerate(facts):
         one = encode(llama, [fact], answer=None)
         _, store = llama.run_with_cache(one.tokens)

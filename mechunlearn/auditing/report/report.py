@@ -20,6 +20,7 @@ from mechunlearn.auditing.report import html as report_html
 from mechunlearn.auditing.report import table as report_table
 from mechunlearn.auditing.report.estimates import Estimate, Row, estimates
 from mechunlearn.auditing.report.verdicts import Verdict, decide
+from mechunlearn.core.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,4 +140,4 @@ class Report:
             path: of the file; an existing one is replaced.
         """
         page = report_html.page(self.title, [self._repr_html_(), *self.figures.values()])
-        Path(path).write_text(page, encoding="utf-8")
+        write_text(path, page)

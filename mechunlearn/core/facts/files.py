@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mechunlearn.core.files import write_text
 from mechunlearn.errors import DataError, FactError, one_of
 
 FORMAT = "mechunlearn.core.facts/1"
@@ -161,10 +162,7 @@ def write_jsonl(
     """Write a header line, then one record a line; an interrupted write leaves the old file as it was."""
     header = {"format": FORMAT, "name": name, "facts": len(records), "text": list(text)}
     lines = [json.dumps(row, ensure_ascii=False) for row in (header, *records)]
-    target = Path(path)
-    draft = target.with_name(target.name + ".part")
-    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draft.replace(target)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _text(path: str | Path) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mechunlearn.core.files import write_text
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import DataError, LocalizationError, one_of
 
@@ -130,7 +131,7 @@ class Localization(Set[Site]):
     def save(self, path: str | Path) -> None:
         """Write the set as readable JSON."""
         record = {"format": FORMAT, "source": self.source, "sites": [str(site) for site in self]}
-        Path(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Localization:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
-from mechunlearn.editing.closed_form import storing
+from mechunlearn.core.tensor_files import TensorFormat
 from mechunlearn.editing.closed_form.memories import Memory, memories
 from mechunlearn.editing.edits.identity import known
 from mechunlearn.errors import EditError, FactError, IdentityWarning, require_positive
@@ -40,6 +40,11 @@ from mechunlearn.models.working_copy import working_copy
 
 MAX_TOKENS = 512
 RIDGE = 1e-3
+FORMAT = TensorFormat(
+    "key statistics",
+    "mechunlearn.key_statistics/2",
+    "make the key statistics again, or copy the file again",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +160,9 @@ class KeyStatistics:
             path: of the file.
         """
         facts = {"made_on": self.made_on, "tokens": str(self.tokens), "ridge": repr(float(self.ridge))}
-        storing.write(path, {str(site): moment for site, moment in self.moments.items()}, facts)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        FORMAT.write(target, {str(site): moment for site, moment in self.moments.items()}, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> KeyStatistics:
@@ -169,7 +176,7 @@ class KeyStatistics:
         Raises:
             DataError: the file is missing, cut short, altered or of another kind.
         """
-        tensors, facts = storing.read(path)
+        tensors, facts = FORMAT.read(Path(path))
         moments = {site: tensors[str(site)] for site in sorted(map(Site.parse, tensors))}
         return cls(moments, int(facts["tokens"]), facts["made_on"], float(facts["ridge"]))
 

@@ -4,8 +4,8 @@
    not list it cannot move.
 2. ``applied`` adds the deltas in place and puts the very bits back on leaving; ``apply`` makes a fork
    that shares every other tensor with the model. Both warn if the weights are not those it was made on.
-3. Edits add up, are scaled, cut down to a localization and pruned; see ``editing.algebra``.
-4. On disk an edit is ``delta.safetensors`` and ``edit.json``; see ``editing.files`` and ``editing.hub``.
+3. Edits add up, are scaled, cut down to a localization and pruned; see ``edits.algebra``.
+4. On disk an edit is a folder with one file, ``edit.safetensors``; see ``edits.files`` and ``edits.hub``.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class Edit:
         return norms.ranks(self.deltas, self.shapes, self.localization, hm, tolerance=tolerance)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``delta.safetensors`` and ``edit.json``; an edit saved there before stays until both are.
+        """Write ``edit.safetensors`` into a folder, in place of an edit that was saved there.
 
         Args:
             folder: made if needed.
@@ -258,12 +258,12 @@ class Edit:
         """Read what :meth:`save_pretrained` wrote, or :meth:`push_to_hub` sent.
 
         Args:
-            folder: the folder with the two files; a string that names none and is written ``"user/name"`` is
-                a repository on the Hugging Face hub, and is downloaded.
+            folder: the folder, or the file in it; a string that names neither and is written
+                ``"user/name"`` is a repository on the Hugging Face hub, and is downloaded.
             revision: a branch, tag or commit of that repository.
 
         Raises:
-            DataError: a file is missing, cut short, altered or of another kind, or there is no such
+            DataError: the file is missing, cut short, altered or of another kind, or there is no such
                 repository.
         """
         return cls(**files.load(hub.located(folder, revision)))

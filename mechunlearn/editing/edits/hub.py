@@ -1,4 +1,4 @@
-"""Edits on the Hugging Face hub: sent as the files that are saved, fetched by name and revision.
+"""Edits on the Hugging Face hub: sent as the file that is saved, fetched by name and revision.
 
 1. A folder is read where it is. Only a string that names no folder and is written ``user/name`` is looked
    up on the hub: nothing is downloaded unless it is asked for in this way.
@@ -39,10 +39,10 @@ def push(save: Callable[[Path], None], repo_id: str, *, private: bool | None) ->
 
 
 def located(source: str | Path, revision: str | None) -> Path:
-    """The folder of an edit, downloaded if it is on the hub.
+    """The folder or file of an edit, downloaded if it is on the hub.
 
     Args:
-        source: a folder, or a repository as ``"user/name"``.
+        source: a folder or file, or a repository as ``"user/name"``.
         revision: a branch, tag or commit of the repository; None for its main branch.
 
     Raises:
@@ -52,15 +52,14 @@ def located(source: str | Path, revision: str | None) -> Path:
     if folder.exists() or isinstance(source, Path) or not _REPOSITORY.fullmatch(source):
         if revision is not None:
             raise DataError(
-                f"revision {revision!r} was given with {str(source)!r}, which is read as a folder; revisions "
-                'are of repositories on the Hugging Face hub, written "user/name"'
+                f"revision {revision!r} was given with {str(source)!r}, which is read from the disk; "
+                'revisions are of repositories on the Hugging Face hub, written "user/name"'
             )
         return folder
     from huggingface_hub import snapshot_download
 
-    wanted = [files.RECORD, files.WEIGHTS]
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[files.FILE]))
     except (OSError, ValueError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise DataError(

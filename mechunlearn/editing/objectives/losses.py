@@ -63,7 +63,7 @@ def log1m_prob(reading: Outputs, *, threshold: float | int | None = None) -> Flo
     Example:
         >>> from mechunlearn.editing.objectives.losses import log1m_prob
         >>> one = torch.zeros(1, dtype=torch.long)
-        >>> reading = mu.objectives.Reading(logits=torch.zeros(1, 2), labels=one, row=one)
+        >>> reading = mu.objectives.Outputs(logits=torch.zeros(1, 2), labels=one, row=one)
         >>> round(float(log1m_prob(reading).exp()), 6)
         0.5
     """

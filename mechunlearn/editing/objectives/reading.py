@@ -3,7 +3,7 @@
 An objective never sees a model. It *declares* what it reads, and the trainer, which knows objectives
 only through these declarations, runs the model and hands the tensors over:
 
-1. ``reads`` maps a name of the objective's choice to a :class:`Request`: which examples, which answer,
+1. ``requests`` maps a name of the objective's choice to a :class:`Request`: which examples, which answer,
    which positions, and whether logits, hidden states or the unedited model's outputs are wanted.
 2. The trainer calls the objective with a :class:`Outputs` under each of these names. Reads of one split
    see the same questions in the same order at every step, whatever answers they ask for.
@@ -89,11 +89,11 @@ class Request:
         choices += [("reference", Reference)] if self.reference is not None else []
         for name, known in choices:
             if getattr(self, name) not in get_args(known):
-                raise TrainingError(one_of(f"{name} of a Read", getattr(self, name), get_args(known)))
+                raise TrainingError(one_of(f"{name} of a Request", getattr(self, name), get_args(known)))
         if self.answer == ():
-            raise TrainingError("answer of a Read is an empty tuple; give at least one text")
+            raise TrainingError("answer of a Request is an empty tuple; give at least one text")
         if self.hidden is None and (self.reference == "hidden" or not self.logits):
-            raise TrainingError("a Read without logits, or of reference 'hidden', needs hidden= (a block)")
+            raise TrainingError("a Request without logits, or of reference 'hidden', needs hidden= (a block)")
 
 
 @dataclass(frozen=True)

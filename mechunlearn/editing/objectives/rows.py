@@ -30,7 +30,7 @@ def asked(reading: Outputs) -> Outputs:
     Example:
         >>> from mechunlearn.editing.objectives.rows import asked
         >>> labels = torch.tensor([1, -100])
-        >>> asked(mu.objectives.Reading(torch.zeros(2, 3), labels, torch.tensor([0, 0]))).labels
+        >>> asked(mu.objectives.Outputs(torch.zeros(2, 3), labels, torch.tensor([0, 0]))).labels
         tensor([1])
     """
     kept = reading.labels >= 0

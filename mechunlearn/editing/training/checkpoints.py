@@ -1,8 +1,7 @@
 """Go on with training that was cut off, and end in the same bytes.
 
-1. A checkpoint is one safetensors file, written beside its place and then moved there, so that a process
-   killed at any moment leaves a whole one: trained tensors, the optimiser's and the objective's state, the
-   best step so far, and in the file's header, as JSON, everything that is no tensor.
+1. A checkpoint is one safetensors file that appears whole or not at all: trained tensors, the optimiser's
+   and the objective's state, the best step so far, and in the header, as JSON, everything that is no tensor.
 2. It holds a fingerprint of what it was made for: model, place, recipe, every token that is trained and
    judged on. A run of another kind refuses it.
 """
@@ -11,20 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from mechunlearn.core.tensor_files import TensorFormat
 from mechunlearn.editing.training.early_stopping import EarlyStopping
 from mechunlearn.editing.training.optimization import Optimization
 from mechunlearn.errors import DataError, TrainingError
 
-FORMAT = "mechunlearn.training/1"
+FORMAT = TensorFormat("checkpoint", "mechunlearn.training/2", "delete it to begin anew")
 FILE = "training.safetensors"
 
 Records = list[dict[str, float]]
@@ -73,8 +71,6 @@ class Checkpoints:
             history: the records of the steps taken.
             done: whether training has ended.
         """
-        from safetensors.torch import save_file
-
         tensors = {f"trained.{i}": t for i, t in enumerate(descent.trained.tensors)}
         loose: dict[str, Any] = {}
         for i, state in descent.optimizer.state_dict()["state"].items():
@@ -91,19 +87,10 @@ class Checkpoints:
             "done": done,
             "loose": loose,
         }
-        beside = self.folder / f"{FILE}.{os.getpid()}"
-        try:
-            save_file(
-                {
-                    name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-                    for name, t in tensors.items()
-                },
-                beside,
-                metadata={"format": FORMAT, "record": json.dumps(record)},
-            )
-            beside.replace(self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        # Cloned, since a state may hold one tensor under two names, and a file cannot.
+        FORMAT.write(
+            self.path, {n: t.detach().clone() for n, t in tensors.items()}, {"record": json.dumps(record)}
+        )
 
     def load(self, descent: Optimization, judge: EarlyStopping | None) -> tuple[Records, bool]:
         """Put a run where the checkpoint left it, if there is one.
@@ -143,19 +130,8 @@ class Checkpoints:
         return record["history"], record["done"]
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, "pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            record = json.loads(header["record"]) if header.get("format") == FORMAT else None
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise DataError(
-                f"{self.path} is no whole checkpoint ({error}); delete it to begin anew"
-            ) from None
-        if record is None:
-            raise DataError(f"{self.path} is not a checkpoint of this version; delete it to begin anew")
+        tensors, texts = FORMAT.read(self.path)
+        record = json.loads(texts["record"])
         if record["fingerprint"] != self.fingerprint:
             raise DataError(
                 f"{self.path} is of another run: the model, the place, the recipe or the facts differ; give "

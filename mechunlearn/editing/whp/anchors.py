@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from mechunlearn.core.files import write_text
 from mechunlearn.errors import DataError, FactError
 
 FORMAT = "mechunlearn anchors 1"
@@ -161,7 +162,7 @@ class Anchors(Mapping[str, str]):
     def save(self, path: str | Path) -> None:
         """Write the dictionary as readable JSON, to be looked through and edited."""
         record = {"format": FORMAT, "anchors": self._translations}
-        Path(path).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Anchors:

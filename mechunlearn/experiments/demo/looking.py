@@ -33,7 +33,7 @@ TRACED = ("causal tracing", "attribution patching")
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen, and where the edits of one draw will be made."""
+    """The scores of the localizers, and the localizations that are edited in one draw."""
 
     lookup: Scores
     trace: Scores
@@ -48,44 +48,44 @@ def look(hm: HookedModel, facts: Facts, *, seed: int, progress: bool = False) ->
     Args:
         hm: the embedded model.
         facts: one group's facts.
-        seed: of noise, corruption, folds and random choices.
-        progress: whether to show bars.
+        seed: seed of noise, corruption, folds and random choices.
+        progress: show progress bars.
 
     Raises:
         ScoresError: fact lookup credits no MLP.
     """
     lookup = fact_lookup(hm, facts.forget, fitted_on=facts.retain, seed=seed, progress=progress)
-    trace = causal_trace(hm, facts.forget, restore=("mlp", "attn"), seed=seed, progress=progress)
+    trace = causal_trace(hm, facts.forget, sites=("mlp", "attn"), seed=seed, progress=progress)
     gradient = attribution(hm, facts.forget, seed=seed, progress=progress)
-    found = lookup.above(0.0)
-    if not found:
+    credited = lookup.above(0.0)
+    if not credited:
         raise ScoresError(
             "fact lookup credits no MLP, so there is no budget to compare with; "
             "lower min_gain or min_effect, or look at its evidence"
         )
-    places = _equal(found, trace, gradient, hm.sites, seed) | _scale(found, hm.sites)
-    return Look(lookup, trace, gradient, ablation(hm, facts.forget), places)
+    localizations = _equal(credited, trace, gradient, hm.sites, seed) | _scale(credited, hm.sites)
+    return Look(lookup, trace, gradient, ablation(hm, facts.forget), localizations)
 
 
 def _equal(
-    found: Localization, trace: Scores, gradient: Scores, sites: ModelSites, seed: int
+    credited: Localization, trace: Scores, gradient: Scores, sites: ModelSites, seed: int
 ) -> dict[str, Localization]:
     """Localizations of the size of the lookup."""
-    budget = sites.size(found)
-    elsewhere = Localization(sites.mlps() - found)
+    budget = sites.size(credited)
+    elsewhere = Localization(sites.mlps() - credited)
     return {
-        LOOKUP: found,
+        LOOKUP: credited,
         TRACED[0]: trace.top(params=budget, fill=sites, seed=seed),
         f"{TRACED[0]}, MLPs": trace.only("mlp").top(params=budget, fill=sites, seed=seed),
         TRACED[1]: gradient.top(params=budget, fill=sites, seed=seed),
         f"{TRACED[1]}, MLPs": gradient.only("mlp").top(params=budget, fill=sites, seed=seed),
-        RANDOM: sites.sample(like=found, within=elsewhere, seed=seed),
+        RANDOM: sites.sample(like=credited, within=elsewhere, seed=seed),
     }
 
 
-def _scale(found: Localization, sites: ModelSites) -> dict[str, Localization]:
+def _scale(credited: Localization, sites: ModelSites) -> dict[str, Localization]:
     """Localizations of other sizes, to see the range."""
-    layers = {site.layer for site in found}
+    layers = {site.layer for site in credited}
     return {
         "all MLPs": sites.mlps(),
         "attention of the same layers": Localization(s for s in sites.attns() if s.layer in layers),

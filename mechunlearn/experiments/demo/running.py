@@ -20,6 +20,7 @@ from mechunlearn import world
 from mechunlearn.auditing.controls import distinct
 from mechunlearn.auditing.report.estimates import CONTROL, EDITED, GOLD, UNTOUCHED
 from mechunlearn.auditing.report.report import Report
+from mechunlearn.core.files import write_text
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.experiments.demo import findings, page, table
@@ -117,7 +118,7 @@ class Demo:
         """
         rows = {**self.lines, **{PAIR + pair: done for pair, done in self.profile.items()}}
         whole = page.write(rows, self.verdict, self.figures, self.notes, self.audit)
-        Path(path).write_text(whole, encoding="utf-8")
+        write_text(path, whole)
 
 
 def run(*, draws: int = 2, quick: bool = False, progress: bool = True) -> Demo:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mechunlearn.core.files import write_text
 from mechunlearn.errors import DataError
 from mechunlearn.experiments.method_comparison.choosing import Tried
 
@@ -85,9 +86,4 @@ def save(path: Path, key: str, cell: Cell) -> None:
         key: the fingerprint of what it depends on.
         cell: what was found.
     """
-    beside = path.with_suffix(".new")
-    try:
-        beside.write_text(json.dumps({"key": key, "cell": asdict(cell)}), encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(path, json.dumps({"key": key, "cell": asdict(cell)}))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mechunlearn.core.files import write_text, write_with
 from mechunlearn.errors import DataError, MechUnlearnError, one_of, require_positive
 from mechunlearn.experiments.demo.jobs import group_of
 from mechunlearn.experiments.demo.looking import EVERYTHING
@@ -80,8 +81,8 @@ class Comparison:
         """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        (place / "methods.md").write_text(f"{self!r}\n", encoding="utf-8")
-        self.figure.write_html(place / "tradeoff.html")
+        write_text(place / "methods.md", f"{self!r}\n")
+        write_with(place / "tradeoff.html", self.figure.write_html)
 
     def write_into(self, page: str | Path) -> None:
         """Put the tables and findings into a page, between its two markers.
@@ -97,7 +98,7 @@ class Comparison:
         begin, end = text.find(BEGIN), text.find(END)
         if not 0 <= begin < end:
             raise DataError(f"{path} does not have the lines {BEGIN} and {END}, in this order; add them")
-        path.write_text(f"{text[: begin + len(BEGIN)]}\n\n{self!r}\n\n{text[end:]}", encoding="utf-8")
+        write_text(path, f"{text[: begin + len(BEGIN)]}\n\n{self!r}\n\n{text[end:]}")
 
 
 def run(

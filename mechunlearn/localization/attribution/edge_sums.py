@@ -24,7 +24,7 @@ from mechunlearn.localization.attribution.gradients import START, corrupt_run, s
 from mechunlearn.localization.attribution.graph import Graph
 from mechunlearn.localization.engine.cached_run import activations
 from mechunlearn.localization.patching.answer_metrics import AnswerRows
-from mechunlearn.localization.patching.corruption import Pairs
+from mechunlearn.localization.patching.pairs import Pairs
 
 
 class Steps(NamedTuple):
@@ -57,7 +57,7 @@ class EdgeSums:
     """
 
     def __init__(self, graph: Graph, pairs: Pairs, shares: Float[Tensor, "row pos place"]) -> None:
-        self.graph, self.pairs, self.asked, self.shares = graph, pairs, pairs.asked, shares
+        self.graph, self.pairs, self.asked, self.shares = graph, pairs, pairs.answers, shares
         self.hm = graph.hm
         size = (len(self.asked), len(graph.senders), len(graph.receivers), shares.shape[-1])
         dtype = torch.promote_types(self.hm.dtype, torch.float32)

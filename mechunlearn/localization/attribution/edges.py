@@ -1,8 +1,8 @@
-"""Edge attribution: to first order, what corrupting one connection between two components would do.
+"""Edge attribution: a first-order estimate of what corrupting one connection of two components would do.
 
 1. The prompts, the metric and the sign are those of `attribution`.
-2. An edge runs from a component that writes into the residual stream to one that reads it. It is corrupted by
-   letting that reader alone read, from that writer, what it would have written in the other prompt.
+2. An edge runs from a component that writes into the residual stream to one that reads it. It is corrupted
+   when that reader alone reads, from that writer, what it would have written in the other prompt.
 3. The score of an edge is the difference of the writes, corrupt minus clean, times the metric's gradient at
    the stream as that reader reads it, summed over positions. A layer's edges are one matrix product.
 4. ``"eap"`` takes the gradient at the clean run. ``"eap-ig-inputs"`` averages it over runs whose embeddings
@@ -36,14 +36,15 @@ from mechunlearn.localization.attribution.edge_sums import (
 )
 from mechunlearn.localization.attribution.gradients import differentiable
 from mechunlearn.localization.attribution.graph import Graph
-from mechunlearn.localization.patching.corruption import Pairs, pair
+from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
+from mechunlearn.localization.patching.pairs import Pairs, pair
 from mechunlearn.localization.patching.positions import Positions, Totals, labels_of, shares_of
 from mechunlearn.models.hooked import HookedModel
 
 Method = Literal["eap", "eap-ig-inputs", "eap-ig-activations"]
 
 
-@torch.inference_mode(False)  # in which somebody may have put us, and which knows no gradients
+@torch.inference_mode(False)  # a caller may have switched gradients off
 def edge_attribution(
     hm: HookedModel,
     facts: Sequence[Fact],
@@ -51,7 +52,7 @@ def edge_attribution(
     method: Method = "eap",
     steps: int = 5,
     positions: Positions = "all",
-    subjects: Sequence[Fact] | None = None,
+    corrupt: Literal["subject"] | OtherSubject = "subject",
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = True,
@@ -70,8 +71,8 @@ def edge_attribution(
             embeddings, ``"eap-ig-activations"`` between the activations of each sender.
         steps: runs on the way from corrupt to clean; ``"eap"`` has none.
         positions: ``"all"`` tokens together, token ``"groups"``, or ``"each"`` token.
-        subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
-        seed: of the draw of subjects.
+        corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
+        seed: seed of the draw of subjects, unless `corrupt` has one.
         batch_size: runs per pass. What every sender writes is held at once: for GPT-2 small half a megabyte
             per run and token.
         progress: show a progress bar.
@@ -96,32 +97,32 @@ def edge_attribution(
     Have Faith in Faithfulness; Marks et al. 2024 for the integral over a sender's own activations.
     """
     _check(method, steps=steps, batch_size=batch_size)
+    subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
     graph = Graph(hm)
-    senders, receivers = graph.senders, graph.receivers
-    pairs = pair(hm, facts, ("logit_diff",), corrupt="subject", subjects=subjects, seed=seed)
-    totals = Totals.of(pairs.asked, positions, len(senders), len(receivers))
+    pairs = pair(hm, facts, ("logit_diff",), corrupt=subject)
+    totals = Totals.of(pairs.answers, positions, len(graph.senders), len(graph.receivers))
     size = batch_size if method == "eap" else max(1, batch_size // steps)
-    with tqdm(total=len(pairs.asked), desc="edge attribution", disable=not progress) as bar:
+    with tqdm(total=len(pairs.answers), desc="edge attribution", disable=not progress) as bar:
         for _, part in pairs.parts(size):
             shares = shares_of(part, positions, places=totals.places)
             effects = edge_estimates(
                 hm, part, method=method, steps=steps, shares=shares, batch_size=batch_size
             )
-            totals.add(part.asked, effects)
-            bar.update(len(part.asked))
+            totals.add(part.answers, effects)
+            bar.update(len(part.answers))
     form = "" if method == "eap" else f", {method.removeprefix('eap-ig-')} in {steps} steps"
     note = f", {pairs.note}" if pairs.note else ""
     return EdgeScores.of(
         totals.values if positions != "all" else totals.values[..., 0],
-        senders,
-        receivers,
+        graph.senders,
+        graph.receivers,
         dims=("fact", "sender", "receiver", "pos")[: 3 + (positions != "all")],
-        tokens=labels_of(pairs.asked, positions),
+        tokens=labels_of(pairs.answers, positions),
         facts=pairs.index,
         params=hm.sites,
         title=f"Edge attribution{form} (below 0: speaks for the answer){note}",
         unit="change of the logit difference",
-        recipe={"facts": list(facts), "subjects": subjects, "seed": seed, "positions": positions},
+        recipe={"facts": list(facts), "corrupt": subject, "positions": positions},
     )
 
 
@@ -141,8 +142,7 @@ def edge_estimates(
         pairs: the rows, run together; `Pairs.at_end` makes them from token ids.
         method: as for `edge_attribution`.
         steps: as for `edge_attribution`.
-        shares: how much each token counts to each place, as `shares_of` gives it; None for one place, to
-            which all tokens count.
+        shares: weight of each token in each place, from `shares_of`; None for one place with all tokens.
         batch_size: runs per pass of the integrated forms.
     """
     graph = Graph(hm)

@@ -23,7 +23,7 @@ from mechunlearn.core.hooks import Hook
 from mechunlearn.errors import ModelError
 from mechunlearn.localization.engine.cached_run import activations
 from mechunlearn.localization.patching.answer_metrics import AnswerRows
-from mechunlearn.localization.patching.corruption import Pairs
+from mechunlearn.localization.patching.pairs import Pairs
 from mechunlearn.models.hooked import HookedModel
 
 START = "blocks.0.hook_resid_pre"
@@ -90,8 +90,8 @@ def slopes(
 
 def corrupt_run(hm: HookedModel, pairs: Pairs, names: Sequence[str]) -> dict[str, Tensor]:
     """Activations of the corrupt prompts, without a graph."""
-    assert pairs.other is not None, "gradients are taken between prompts"
-    return activations(hm, pairs.other, names)
+    assert pairs.corrupted is not None, "gradients are taken between prompts"
+    return activations(hm, pairs.corrupted, names)
 
 
 @contextmanager

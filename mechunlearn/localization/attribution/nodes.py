@@ -1,4 +1,4 @@
-"""Attribution patching: to first order, what corrupting each component would do to the answer.
+"""Attribution patching: a first-order estimate of what corrupting each component would do to the answer.
 
 1. Every fact is set beside the same prompt about another subject with equally many tokens.
 2. The metric of a fact is a logit difference: its answer against its foil; without a foil against the new
@@ -7,7 +7,7 @@
 3. One forward and backward pass on the clean prompt gives what each component wrote and the gradient of the
    metric there; one forward pass on the other prompt gives what it would have written.
 4. The score is ``(corrupt - clean) · gradient``, summed over the components' width and over positions: an
-   estimate of *how the metric changes when the component is corrupted*. Negative: it speaks for the answer.
+   estimate of *how the metric changes when the component is corrupted*. Below 0 it speaks for the answer.
 
 The estimate is linear. Where it matters, `verify` measures the exact change.
 """
@@ -25,23 +25,29 @@ from tqdm.auto import tqdm
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
-from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.errors import require_positive
 from mechunlearn.localization.attribution.gradients import corrupt_run, differentiable, slopes, tapped
-from mechunlearn.localization.patching.corruption import Pairs, pair
-from mechunlearn.localization.patching.positions import Positions, Totals, labels_of, shares_of
+from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
+from mechunlearn.localization.patching.pairs import Pairs, pair
+from mechunlearn.localization.patching.positions import (
+    Component,
+    Positions,
+    Totals,
+    labels_of,
+    layer_sites,
+    shares_of,
+)
 from mechunlearn.models.hooked import HookedModel
 
-Grain = Literal["component", "head"]
 
-
-@torch.inference_mode(False)  # in which somebody may have put us, and which knows no gradients
+@torch.inference_mode(False)  # a caller may have switched gradients off
 def attribution(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    grain: Grain = "component",
+    sites: Component | Sequence[Component] = ("attn", "mlp"),
     positions: Positions = "all",
-    subjects: Sequence[Fact] | None = None,
+    corrupt: Literal["subject"] | OtherSubject = "subject",
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = True,
@@ -54,10 +60,10 @@ def attribution(
     Args:
         hm: the model; its weights and their gradients are left as they were.
         facts: each needs a `foil`, a `new` answer or `options`.
-        grain: ``"component"`` for whole attentions and MLPs, ``"head"`` for heads and whole MLPs.
+        sites: ``"attn"`` for whole attentions, ``"mlp"`` for MLPs, ``"head"`` for heads; or several.
         positions: ``"all"`` tokens together, token ``"groups"``, or ``"each"`` token.
-        subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
-        seed: of the draw of subjects.
+        corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
+        seed: seed of the draw of subjects, unless `corrupt` has one.
         batch_size: rows per pass; a fact is one row, and one more for every word of several tokens.
         progress: show a progress bar.
 
@@ -68,7 +74,7 @@ def attribution(
 
     Raises:
         FactError: a fact has nothing to compare its answer with, or none finds another subject.
-        ScoresError: for an unknown `grain` or `positions`, or a `batch_size` below 1.
+        ScoresError: for unknown `sites` or `positions`, or a `batch_size` below 1.
         ModelError: the model was loaded inside ``torch.inference_mode()``.
 
     Example:
@@ -78,26 +84,27 @@ def attribution(
 
     Source: Nanda 2023, Attribution Patching; Syed et al. 2023.
     """
-    sites = _sites(hm, grain)
+    subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
+    named = layer_sites(hm, sites, get_args(Component))
     require_positive(batch_size=batch_size)
-    pairs = pair(hm, facts, ("logit_diff",), corrupt="subject", subjects=subjects, seed=seed)
-    totals = Totals.of(pairs.asked, positions, len(sites))
-    with tqdm(total=len(pairs.asked), desc="attribution", disable=not progress) as bar:
+    pairs = pair(hm, facts, ("logit_diff",), corrupt=subject)
+    totals = Totals.of(pairs.answers, positions, len(named))
+    with tqdm(total=len(pairs.answers), desc="attribution", disable=not progress) as bar:
         for _, part in pairs.parts(batch_size):
             shares = shares_of(part, positions, places=totals.places)
-            totals.add(part.asked, node_estimates(hm, part, sites, shares=shares))
-            bar.update(len(part.asked))
+            totals.add(part.answers, node_estimates(hm, part, named, shares=shares))
+            bar.update(len(part.answers))
     note = f", {pairs.note}" if pairs.note else ""
     return Scores.of(
         totals.values if positions != "all" else totals.values[..., 0],
-        sites,
+        named,
         dims=("fact", "site") if positions == "all" else ("fact", "site", "pos"),
-        tokens=labels_of(pairs.asked, positions),
+        tokens=labels_of(pairs.answers, positions),
         facts=pairs.index,
         params=hm.sites,
         title=f"Attribution patching (below 0: speaks for the answer){note}",
         unit="change of the logit difference",
-        recipe={"facts": list(facts), "subjects": subjects, "seed": seed, "positions": positions},
+        recipe={"facts": list(facts), "corrupt": subject, "positions": positions},
     )
 
 
@@ -114,13 +121,12 @@ def node_estimates(
         hm: the model.
         pairs: the rows; `Pairs.at_end` makes them from token ids.
         sites: heads, attentions and MLPs.
-        shares: how much each token counts to each place, as `shares_of` gives it; None for one place, to
-            which all tokens count.
+        shares: weight of each token in each place, from `shares_of`; None for one place with all tokens.
     """
     points = {site: hm.arch.hooks(site)[0] for site in sites}
     names = list(dict.fromkeys(point.name for point in points.values()))
     with differentiable(hm):
-        metric, taps = tapped(hm, pairs.asked, names)
+        metric, taps = tapped(hm, pairs.answers, names)
         gradients = slopes(metric, taps, names)
     corrupt = corrupt_run(hm, pairs, names)
     shares = shares_of(pairs, "all", places=1) if shares is None else shares
@@ -133,13 +139,3 @@ def node_estimates(
         for point in points.values()
     ]
     return torch.stack(columns, dim=1)
-
-
-def _sites(hm: HookedModel, grain: Grain) -> list[Site]:
-    if grain not in get_args(Grain):
-        raise ScoresError(one_of("grain", grain, get_args(Grain)))
-    sites = []
-    for layer in range(hm.arch.shape.n_layers):
-        heads = [Site("head", layer, head) for head in range(hm.arch.shape.n_heads)]
-        sites += [*(heads if grain == "head" else [Site("attn", layer)]), Site("mlp", layer)]
-    return sites

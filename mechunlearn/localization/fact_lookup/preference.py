@@ -1,9 +1,9 @@
-"""What a lookup needs before anything else: a model that prefers the facts' answers to those of others.
+"""The preference that a lookup needs: for the facts' answers over those of other subjects.
 
 1. Every fact is set beside the same prompt about another subject. The preference is the log-probability of
    the fact's own answer minus that of the other subject's.
 2. The gap is how much of it is lost, on average over facts, when the other prompt is fed: in nats.
-3. Effects are shares of the gap. Without one there is nothing to share, and no lookup to find.
+3. Effects are shares of the gap. Without a gap there are no shares, and no lookup to find.
 """
 
 from __future__ import annotations
@@ -13,47 +13,35 @@ from collections.abc import Sequence
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.patching.activation import settings_of
+from mechunlearn.localization.patching.activation import patch_tasks
 from mechunlearn.localization.patching.answer_metrics import Metric
-from mechunlearn.localization.patching.corruption import pair
+from mechunlearn.localization.patching.pairs import pair
 from mechunlearn.models.hooked import HookedModel
 
 _METRIC: tuple[Metric, ...] = ("logit_diff",)
 
 
 def preference_gap(
-    hm: HookedModel, facts: Sequence[Fact], others: Sequence[Fact], *, batch_size: int = 64
+    hm: HookedModel, facts: Sequence[Fact], swapped: Sequence[Fact], *, batch_size: int = 64
 ) -> float:
-    """Measure the gap, from one run of both prompts.
-
-    Args:
-        hm: the model.
-        facts: with the other subject's answer as `foil`.
-        others: the same prompts about the other subjects.
-        batch_size: rows per captured run.
+    """Measure the gap of facts, whose `foil` is the other subject's answer, from one run of both prompts.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> own = [facts[0].replace(foil=facts[1].answer)]
-        >>> preference_gap(hm, own, own)
+        >>> contrasted = [facts[0].replace(foil=facts[1].answer)]
+        >>> preference_gap(hm, contrasted, contrasted)
         0.0
     """
     engine, gap = Engine.of(hm), 0.0
-    pairs = pair(hm, facts, _METRIC, corrupt=others)
-    for part in settings_of(hm, pairs, _METRIC, (), direction="noising", batch_size=batch_size):
-        assert part.other is not None, "both runs are captured"
-        gap += float((engine.baseline(part.run, part.measure) - part.other).sum())
+    pairs = pair(hm, facts, _METRIC, corrupt=swapped)
+    for task in patch_tasks(hm, pairs, _METRIC, (), direction="noising", batch_size=batch_size):
+        assert task.source_metrics is not None, "both runs are captured"
+        gap += float((engine.baseline(task.run, task.measure) - task.source_metrics).sum())
     return gap / len(facts)
 
 
 def require_preference(gap: float) -> None:
-    """Refuse facts whose answers the model does not prefer.
-
-    Args:
-        gap: as `preference_gap` gives it.
-
-    Raises:
-        FactError: it is not above 0.
+    """Refuse facts whose answers the model does not prefer, by a FactError.
 
     Example:
         >>> require_preference(2.5)

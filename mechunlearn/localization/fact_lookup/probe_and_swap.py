@@ -1,12 +1,12 @@
 """Fact lookup: which MLPs turn a subject into the answer.
 
-An MLP is credited by a rule without eyes, whose two thresholds are arguments:
+An MLP is credited by a written rule, whose two thresholds are arguments:
 
-1. *Reading.* A linear probe for the answer is scored at the last token of the subject, before and after every
+1. *Probe.* A linear probe for the answer is scored at the last token of the subject, before and after every
    MLP (``resid_mid`` and ``resid_post``). The MLP's gain is the accuracy after it minus that before it. In
    families that run attention and MLP in parallel there is no ``resid_mid``; the gain is then counted over
    the whole block, and only the next step tells the two apart.
-2. *Causing.* Every fact is set beside the same prompt about another subject with equally many tokens and
+2. *Swap.* Every fact is set beside the same prompt about another subject with equally many tokens and
    another answer. The model's preference is the log-probability of the fact's own answer minus that of the
    other subject's: for answers of one token, a difference of logits. The MLP's output at the last token of
    the subject is replaced by what it writes in the other prompt. Its effect is the share of the preference
@@ -15,8 +15,8 @@ An MLP is credited by a rule without eyes, whose two thresholds are arguments:
    interval lies above 0), and whose mean effect reaches `min_effect`, scores its effect (per fact); every
    other MLP scores 0. So ``.above(0)`` are the MLPs that look the facts up.
 
-The reading alone credits layers that merely tidy up; causing alone credits every layer on the way out of the
-subject. What the rule saw is the evidence of its scores: ``"probe"`` (the curve with its control),
+The probe alone also credits layers that only make the answer easier to read; the swap alone credits every
+layer on the way out of the subject. The evidence of the scores is ``"probe"`` (the curve with its control),
 ``"gain"``, ``"swap"`` (the effects before thresholding), and ``"attention gain"``, from ``resid_pre`` to
 ``resid_mid``.
 """
@@ -24,7 +24,7 @@ subject. What the rule saw is the evidence of its scores: ``"probe"`` (the curve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -40,8 +40,9 @@ from mechunlearn.errors import FactError, ScoresError, one_of, require_positive
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.engine.patches import Jobs, writes_of
 from mechunlearn.localization.fact_lookup.preference import require_preference
-from mechunlearn.localization.patching.answer_metrics import Measure, ask
-from mechunlearn.localization.patching.corruption import Pairs
+from mechunlearn.localization.patching.answer_metrics import Measure, answer_rows
+from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
+from mechunlearn.localization.patching.pairs import Pairs
 from mechunlearn.localization.probing.linear_probes import has_mid
 from mechunlearn.localization.probing.probe import probe
 from mechunlearn.localization.subject_swaps import Swaps, swap_subjects
@@ -56,8 +57,8 @@ def fact_lookup(
     facts: Sequence[Fact],
     *,
     fitted_on: Sequence[Fact] | None = None,
-    subjects: Sequence[Fact] | None = None,
-    at: Where = "last_subject",
+    corrupt: Literal["subject"] | OtherSubject = "subject",
+    positions: Where = "last_subject",
     min_gain: float | int = 0.05,
     min_effect: float | int = 0.05,
     seed: int = 0,
@@ -68,14 +69,14 @@ def fact_lookup(
 
     Args:
         hm: the model; it is left as it was.
-        facts: what is looked up; the model has to know them.
+        facts: the facts; the model has to know them.
         fitted_on: facts to fit the probes on; those of other relations or about the subjects of `facts` are
             left out. None fits and scores on `facts`, in folds by subject.
-        subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
-        at: swap the output at the ``"last_subject"`` token, or at all tokens of the ``"subject"``.
+        corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
+        positions: swap the output at the ``"last_subject"`` token, or at all tokens of the ``"subject"``.
         min_gain: least gain in probe accuracy for credit; its interval must lie above 0 besides.
         min_effect: least mean share of the preference moved for credit.
-        seed: of folds, control and the draw of subjects.
+        seed: seed of folds and control, and of the draw of subjects unless `corrupt` has one.
         batch_size: prompts per forward pass.
         progress: show progress bars.
 
@@ -86,7 +87,7 @@ def fact_lookup(
     Raises:
         FactError: no fact finds another subject, the model does not prefer the facts' answers, or a probe
             has too few answers to tell apart.
-        ScoresError: for an unknown `at`, or a `batch_size` below 1.
+        ScoresError: for unknown `positions`, or a `batch_size` below 1.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
@@ -95,30 +96,26 @@ def fact_lookup(
 
     Source: Guo et al. 2024, Mechanistic Unlearning, whose lookup layers were picked by eye.
     """
-    if at not in ("last_subject", "subject"):
-        raise ScoresError(one_of("at", at, ["last_subject", "subject"]))
-    swaps = swap_subjects(hm, facts, subjects=subjects, other_answer=True, seed=seed)
-    effects = _effects(hm, swaps, at, batch_size, progress)
-    curve = probe(
-        hm,
-        list(facts) if fitted_on is None else _fitting(facts, fitted_on),
-        test=None if fitted_on is None else facts,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    if positions not in get_args(Where):
+        raise ScoresError(one_of("positions", positions, get_args(Where)))
+    subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
+    swaps = swap_subjects(hm, facts, pool=subject.pool, other_answer=True, seed=subject.seed or 0)
+    effects = _effects(hm, swaps, positions, batch_size, progress)
+    fitted, test = (facts, None) if fitted_on is None else (_fitting(facts, fitted_on), facts)
+    curve = probe(hm, fitted, test=test, seed=seed, batch_size=batch_size, progress=progress)
     gain, low, attention = _gains(hm, curve, seed)
     # A single fact has no interval; a threshold below 0 asks for no gain at all.
     sure = np.isnan(low) | (low > min(min_gain, 0.0))
     credited = torch.tensor(sure & (gain >= min_gain)) & (effects.mean(0) >= min_effect)
     note = f", {swaps.note}" if swaps.note else ""
-    numbers = swaps.index
-    swap = _over_mlps(hm, effects, facts=numbers, title=f"MLPs swapped at the {at}{note}", unit=_SHARE)
+    swap = _over_mlps(
+        hm, effects, facts=swaps.index, title=f"MLPs swapped at the {positions}{note}", unit=_SHARE
+    )
     gains = _over_mlps(hm, torch.tensor(gain)[None], title="Probe gain of MLPs", unit="accuracy").reduce()
     return _over_mlps(
         hm,
         effects.where(credited, torch.zeros((), dtype=effects.dtype)),
-        facts=numbers,
+        facts=swaps.index,
         title=f"Fact lookup: probe gain ≥ {min_gain:g} and swap effect ≥ {min_effect:g}{note}",
         unit=_SHARE,
         evidence={"probe": curve, "gain": gains, "swap": swap, **attention},
@@ -126,59 +123,60 @@ def fact_lookup(
 
 
 def _effects(
-    hm: HookedModel, swaps: Swaps, at: Where, batch_size: int, progress: bool
+    hm: HookedModel, swaps: Swaps, positions: Where, batch_size: int, progress: bool
 ) -> Float[Tensor, "fact layer"]:
     """The share of each fact's preference that moves when one MLP's output is another subject's."""
     require_positive(batch_size=batch_size)
     words = [
-        {fact.answer: 1.0, other.answer: -1.0} for fact, other in zip(swaps.facts, swaps.swapped, strict=True)
+        {fact.answer: 1.0, swapped.answer: -1.0}
+        for fact, swapped in zip(swaps.facts, swaps.swapped, strict=True)
     ]
-    asked = ask(hm, swaps.facts, words)
-    theirs = ask(hm, swaps.facts, words, prompts=swaps.swapped).batch
-    pairs = Pairs(asked, theirs, None, swaps.index)
+    answers = answer_rows(hm, swaps.facts, words)
+    corrupted = answer_rows(hm, swaps.facts, words, prompts=swaps.swapped).batch
+    pairs = Pairs(answers, corrupted, None, swaps.index)
     writes = [writes_of(hm, [Site("mlp", layer)]) for layer in range(hm.arch.shape.n_layers)]
     names = [write.name for (write,) in writes]
     # Columns: the fact's own prompt, the other subject's prompt, then one per swapped MLP.
     preference = torch.zeros(len(swaps.facts), 2 + len(names), dtype=torch.float64)
     engine = Engine.of(hm)
-    with tqdm(total=len(asked) * len(names), desc="swap", disable=not progress) as bar:
+    with tqdm(total=len(answers) * len(names), desc="swap", disable=not progress) as bar:
         for _, part in pairs.parts(batch_size):
-            both, batch = part.runs(hm, keep=names), part.asked.batch
-            measure = Measure(part.asked, ("logit_diff",))
+            both, batch = part.runs(hm, keep=names), part.answers.batch
+            measure = Measure(part.answers, ("logit_diff",))
             last = torch.nn.functional.one_hot(batch.subject_last, batch.tokens.shape[1]).bool()
-            jobs = Jobs.grid(writes, (last if at == "last_subject" else batch.subject)[None])
+            jobs = Jobs.grid(writes, (last if positions == "last_subject" else batch.subject)[None])
             swapped = engine.sweep(both.clean, both.corrupt.kept, jobs, measure, bar=bar)
             runs = [engine.baseline(run, measure)[:, 0] for run in (both.clean, both.corrupt)]
-            found = torch.stack([*runs, *swapped.view(len(writes), -1)], dim=1)
-            preference.index_add_(0, part.asked.fact, found)
-    own, other = preference[:, 0], preference[:, 1]
-    gap = float((own - other).mean())
+            columns = torch.stack([*runs, *swapped.view(len(writes), -1)], dim=1)
+            preference.index_add_(0, part.answers.fact, columns)
+    clean, corrupt = preference[:, 0], preference[:, 1]
+    gap = float((clean - corrupt).mean())
     require_preference(gap)
-    return (own[:, None] - preference[:, 2:]) / gap
+    return (clean[:, None] - preference[:, 2:]) / gap
 
 
 def _fitting(facts: Sequence[Fact], pool: Sequence[Fact]) -> list[Fact]:
     """The facts of the same relations about other subjects."""
     relations, subjects = {fact.relation for fact in facts}, {fact.subject for fact in facts}
-    kept = [fact for fact in pool if fact.relation in relations and fact.subject not in subjects]
-    if not kept:
+    chosen = [fact for fact in pool if fact.relation in relations and fact.subject not in subjects]
+    if not chosen:
         raise FactError(
             f"fitted_on has no fact of the relations {sorted(relations)} about another subject; give such "
             "facts, or leave it out for folds by subject"
         )
-    return kept
+    return chosen
 
 
 def _gains(
     hm: HookedModel, curve: Scores, seed: int
 ) -> tuple[Float[np.ndarray, "layer"], Float[np.ndarray, "layer"], dict[str, Scores]]:
     """The probe's gain over every MLP, the lower end of its interval, and the gain over every attention."""
-    read = curve.sel(metric="accuracy").values.transpose("site", "fact").values
-    right = dict(zip(curve.sites, read, strict=True))
+    correct = curve.sel(metric="accuracy").values.transpose("site", "fact").values
+    by_site = dict(zip(curve.sites, correct, strict=True))
     layers = range(hm.arch.shape.n_layers)
-    after = np.array([right[Site("resid_post", layer)] for layer in layers])
-    before = np.array([right[Site("resid_pre", 0)], *after[:-1]])
-    between = np.array([right[Site("resid_mid", layer)] for layer in layers]) if has_mid(hm) else before
+    after = np.array([by_site[Site("resid_post", layer)] for layer in layers])
+    before = np.array([by_site[Site("resid_pre", 0)], *after[:-1]])
+    between = np.array([by_site[Site("resid_mid", layer)] for layer in layers]) if has_mid(hm) else before
     gains = after - between
     low = np.array([bootstrap_interval(gain, seed=seed).low for gain in gains])
     if not has_mid(hm):

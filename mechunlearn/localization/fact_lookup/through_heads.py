@@ -2,11 +2,10 @@
 
 1. *Extraction heads.* Every head's direct effect on the preference for the fact's own answer over that of
    another subject: its output is swapped for the other subject's, other heads keep theirs, and MLPs after
-   it are computed anew. Taken are the heads whose mean effect reaches `min_head_effect` and is no accident
+   it are computed anew. Chosen are the heads whose mean effect reaches `min_head_effect` and is no accident
    of these facts (its 95 % bootstrap interval leaves out 0), the strongest first, at most `heads`.
 2. *Through those heads.* Every MLP's output is swapped as the extraction heads alone read it, in their
-   queries, keys and values, with all MLPs between frozen. The layers in which it is read are those of the
-   heads found.
+   queries, keys and values, with all MLPs between frozen.
 3. *The null path.* The same through as many other heads: for every extraction head the one of its layer that
    extracts least, or where none is left one of a later layer, or else of an earlier one. So, as far
    as heads are left, as many MLPs come before them. An MLP is credited when its effect through the
@@ -22,7 +21,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +32,7 @@ from mechunlearn.core.sites.site import Site
 from mechunlearn.core.statistics import bootstrap_interval
 from mechunlearn.errors import ScoresError, require_positive
 from mechunlearn.localization.fact_lookup.preference import preference_gap, require_preference
+from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
 from mechunlearn.localization.path_patching.patch import path_patch
 from mechunlearn.localization.subject_swaps import swap_subjects
 from mechunlearn.models.hooked import HookedModel
@@ -45,7 +45,7 @@ def path_lookup(
     heads: int = 10,
     min_head_effect: float | int = 0.02,
     min_effect: float | int = 0.02,
-    subjects: Sequence[Fact] | None = None,
+    corrupt: Literal["subject"] | OtherSubject = "subject",
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = True,
@@ -54,12 +54,12 @@ def path_lookup(
 
     Args:
         hm: the model; it is left as it was.
-        facts: what is looked up; the model has to know them.
-        heads: at most so many extraction heads; at most half of all heads can be found.
+        facts: the facts; the model has to know them.
+        heads: greatest number of extraction heads, at most half of all heads.
         min_head_effect: least mean direct effect of an extraction head, in size.
         min_effect: least mean effect of an MLP through those heads, in size.
-        subjects: facts whose subjects may replace a fact's own; None for `facts` themselves.
-        seed: of the draw of subjects and of the intervals.
+        corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
+        seed: seed of the intervals, and of the draw of subjects unless `corrupt` has one.
         batch_size: prompts per forward pass.
         progress: show progress bars.
 
@@ -74,35 +74,32 @@ def path_lookup(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> found = mu.path_lookup(hm, facts, progress=False)
-        >>> found.above(0)
+        >>> scores = mu.path_lookup(hm, facts, progress=False)
+        >>> scores.above(0)
         Localization(L0.mlp, L1.mlp, L2.mlp; ...)
 
     Source: Guo et al. 2024, Mechanistic Unlearning, whose receiver layers and thresholds were set by hand.
     """
     require_positive(heads=heads, batch_size=batch_size)
-    swaps = swap_subjects(hm, facts, subjects=subjects, other_answer=True, seed=seed)
+    subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
+    swaps = swap_subjects(hm, facts, pool=subject.pool, other_answer=True, seed=subject.seed or 0)
     contrasted = [
-        Fact(own.prompt, own.subject, own.answer, foil=other.answer, relation=own.relation)
-        for own, other in zip(swaps.facts, swaps.swapped, strict=True)
+        Fact(fact.prompt, fact.subject, fact.answer, foil=swapped.answer, relation=fact.relation)
+        for fact, swapped in zip(swaps.facts, swaps.swapped, strict=True)
     ]
     require_preference(preference_gap(hm, contrasted, swaps.swapped, batch_size=batch_size))
     options: dict[str, Any] = {
-        "corrupt": swaps.swapped, "normalized": True, "seed": seed, "batch_size": batch_size,
-        "progress": progress,
+        "corrupt": swaps.swapped, "normalized": True, "batch_size": batch_size, "progress": progress,
     }  # fmt: skip
     direct = path_patch(hm, contrasted, "head", "logits", mlps="recompute", **options)
-    found = _extraction(direct, heads, min_head_effect, seed)
-    null = _null(direct, found)
-    through = path_patch(hm, contrasted, "mlp", _reading(hm, found), **options)
+    extraction = _extraction(direct, heads, min_head_effect, seed)
+    null = _null(direct, extraction)
+    through = path_patch(hm, contrasted, "mlp", _reading(hm, extraction), **options)
     control = path_patch(hm, contrasted, "mlp", _reading(hm, null), **options)
     credited = _credited(through, control, min_effect, seed)
-    names = ", ".join(map(str, sorted(found))) if len(found) < 5 else f"{len(found)} heads"
+    names = ", ".join(map(str, sorted(extraction))) if len(extraction) < 5 else f"{len(extraction)} heads"
     return Scores.of(
-        np.stack(list(credited.values()), axis=1),
-        list(credited),
-        dims=("fact", "site"),
-        params=hm.sites,
+        np.stack(list(credited.values()), axis=1), list(credited), dims=("fact", "site"), params=hm.sites,
         facts=swaps.index,
         title=f"Fact lookup by paths through {names}" + (f", {swaps.note}" if swaps.note else ""),
         unit="share of the preference moved",
@@ -110,35 +107,35 @@ def path_lookup(
             name: replace(each, values=each.values.assign_coords(fact=list(swaps.index)))
             for name, each in {"heads": direct, "paths": through, "null": control}.items()
         },
-    )
+    )  # fmt: skip
 
 
 def _extraction(direct: Scores, heads: int, least: float | int, seed: int) -> list[Site]:
     """The heads that extract the answer, the strongest first."""
     effects, ranked = _per_fact(direct), _ranked(direct)
-    found = [s for s in ranked if abs(effects[s].mean()) >= least and _sure(effects[s], seed)][:heads]
-    if not found:
+    chosen = [s for s in ranked if abs(effects[s].mean()) >= least and _sure(effects[s], seed)][:heads]
+    if not chosen:
         best = abs(effects[ranked[0]].mean())
         raise ScoresError(
             f"no head extracts the answer: the strongest, {ranked[0]}, moves {best:.3g} of the preference "
             f"where {least:g} is asked for, or its interval holds 0; lower min_head_effect or give more facts"
         )
-    return found
+    return chosen
 
 
-def _null(direct: Scores, found: Sequence[Site]) -> list[Site]:
+def _null(direct: Scores, heads: Sequence[Site]) -> list[Site]:
     """As many heads that extract least, of the same layers where they have any left, then of later ones."""
     least, null = _ranked(direct)[::-1], dict[Site, Site]()
-    if 2 * len(found) > len(least):
+    if 2 * len(heads) > len(least):
         raise ScoresError(
-            f"{len(found)} of {len(least)} heads extract the answer, which leaves fewer than as many for the "
+            f"{len(heads)} of {len(least)} heads extract the answer, which leaves fewer than as many for the "
             f"null path; pass heads={len(least) // 2} or less, or raise min_head_effect"
         )
-    # All heads of a layer find their own before one from elsewhere takes it.
+    # Every head is first matched within its layer, so that none from another layer uses that match up.
     for near in (operator.eq, operator.gt, operator.lt):
-        for head in (head for head in found if head not in null):
-            left = [site for site in least if site not in (*found, *null.values())]
-            if free := [site for site in left if near(site.layer or 0, head.layer or 0)]:
+        for head in (head for head in heads if head not in null):
+            unused = [site for site in least if site not in (*heads, *null.values())]
+            if free := [site for site in unused if near(site.layer or 0, head.layer or 0)]:
                 null[head] = free[0]
     return list(null.values())
 
@@ -153,12 +150,12 @@ def _credited(
     through: Scores, control: Scores, least: float | int, seed: int
 ) -> dict[Site, Float[np.ndarray, "fact"]]:
     """Every MLP's effect per fact where it is credited, else 0."""
-    effects, beside = _per_fact(through), _per_fact(control)
+    effects, null = _per_fact(through), _per_fact(control)
     return {
         site: effects[site]
         if abs(mean := effects[site].mean()) >= least
-        and abs(mean) > abs(beside[site].mean())
-        and _sure(effects[site] - beside[site], seed)
+        and abs(mean) > abs(null[site].mean())
+        and _sure(effects[site] - null[site], seed)
         else 0 * effects[site]
         for site in through.sites
     }

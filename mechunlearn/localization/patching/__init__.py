@@ -1,1 +1,1 @@
-"""Activation patching, and what other verbs that patch share with it: what is asked, what corrupts, where."""
+"""Activation patching, and what other verbs share with it: metrics, corruptions, positions, sweeps."""

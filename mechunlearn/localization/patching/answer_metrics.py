@@ -1,6 +1,6 @@
-"""What is measured of facts when something in their runs is changed.
+"""Metrics of the facts' answers, for runs in which something is changed.
 
-1. For every fact some words are asked for, its answer among them. Words are scored whole, so all their tokens
+1. For every fact some words are scored, its answer among them. Words are scored whole, so all their tokens
    but the last are fed; words that feed the same tokens share a row.
 2. A metric is a number per row; a fact's value is the sum over its rows:
 
@@ -45,15 +45,15 @@ UNITS: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class AnswerRows:
-    """Facts with the words asked for: one row per fact and fed tokens.
+    """Facts with the words to score: one row per fact and fed tokens.
 
     Args:
-        batch: what is fed; the last token of every word is only asked for.
+        batch: the fed tokens; the last token of every word is only predicted.
         fact: the fact of each row.
         ids: the tokens of each row's words, -100 where there are fewer.
         positions: where they are predicted; the first is the prompt's last token.
-        weight: what each word's log-probability counts in the fact's logit difference.
-        own: which word is the fact's own answer.
+        weight: weight of each word's log-probability in the fact's logit difference.
+        is_answer: True for the fact's own answer.
     """
 
     batch: Batch
@@ -61,28 +61,28 @@ class AnswerRows:
     ids: Int[Tensor, "row word answer"]
     positions: Int[Tensor, "row answer"]
     weight: Float[Tensor, "row word"]
-    own: Bool[Tensor, "row word"]
+    is_answer: Bool[Tensor, "row word"]
 
     def __len__(self) -> int:
         return len(self.fact)
 
-    def rows(self, index: slice | Int[Tensor, "kept"]) -> AnswerRows:
+    def rows(self, index: slice | Int[Tensor, "chosen"]) -> AnswerRows:
         """Some of the rows, as often as they are named."""
-        # Numbers of facts stay on the CPU, where results are added up.
+        # The numbers of facts stay on the CPU, where results are added up.
         fact = self.fact[index.cpu() if isinstance(index, Tensor) else index]
-        columns = (c[index] for c in (self.ids, self.positions, self.weight, self.own))
+        columns = (c[index] for c in (self.ids, self.positions, self.weight, self.is_answer))
         return AnswerRows(self.batch.rows(index), fact, *columns)
 
     def parts(self, size: int) -> Iterator[tuple[slice, AnswerRows]]:
-        """The rows in parts, without columns of padding alone, each with its place."""
+        """Split the rows into parts without columns of padding, each with its slice of the rows."""
         for start in range(0, len(self), size):
-            place = slice(start, min(start + size, len(self)))
-            some = self.rows(place)
-            yield place, replace(some, batch=some.batch.trimmed())
+            rows = slice(start, min(start + size, len(self)))
+            part = self.rows(rows)
+            yield rows, replace(part, batch=part.batch.trimmed())
 
     @cached_property
     def cancels(self) -> bool:
-        """Whether the normaliser cancels in every row: one position is read, by words that weigh nothing."""
+        """Whether the normaliser cancels in every row: one position, weights that sum to 0."""
         return self.positions.shape[1] == 1 and bool((self.weight.sum(1).abs() < 1e-9).all())
 
     def difference(self, logits: Float[Tensor, "row answer d_vocab"]) -> Float[Tensor, "row"]:
@@ -95,55 +95,55 @@ class AnswerRows:
         return (words * self.weight.to(words)).sum(1)
 
 
-def ask(
+def answer_rows(
     hm: HasTokenizer,
     facts: Sequence[Fact],
     words: Sequence[Mapping[str, float]],
     *,
     prompts: Sequence[Fact] | None = None,
 ) -> AnswerRows:
-    """Lay out the rows in which words are asked for.
+    """Lay out the rows in which words are scored.
 
     Args:
         hm: gives the tokenizer and the device.
-        facts: whose answers count as their own.
-        words: for every fact, what each word counts; its own answer is one of them.
+        facts: the facts.
+        words: for every fact, the weight of each word; its answer is one of them.
         prompts: facts whose prompts are fed instead, token by token as long as their own; for corrupted runs.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> asked = ask(hm, facts[:2], [{fact.answer: 1.0} for fact in facts[:2]])
-        >>> asked.fact.tolist()
+        >>> answers = answer_rows(hm, facts[:2], [{fact.answer: 1.0} for fact in facts[:2]])
+        >>> answers.fact.tolist()
         [0, 1]
     """
     flat = [(i, word, weight) for i, each in enumerate(words) for word, weight in each.items()]
-    shown = facts if prompts is None else prompts
-    spoken = encode(hm, [shown[i] for i, _, _ in flat], answer=[word for _, word, _ in flat])
-    own = encode(hm, [facts[i] for i, _, _ in flat], answer=[word for _, word, _ in flat])
-    positions, ids = spoken.answer_positions, spoken.answer_ids
+    fed = facts if prompts is None else prompts
+    encoded = encode(hm, [fed[i] for i, _, _ in flat], answer=[word for _, word, _ in flat])
+    clean = encode(hm, [facts[i] for i, _, _ in flat], answer=[word for _, word, _ in flat])
+    positions, ids = encoded.answer_positions, encoded.answer_ids
     last = positions[:, -1]
     # Rows are shared by what the facts' own prompts feed, so that corrupted rows are the same ones.
-    keys = [(i, tuple(own.tokens[r, : int(last[r]) + 1].tolist())) for r, (i, _, _) in enumerate(flat)]
+    keys = [(i, tuple(clean.tokens[r, : int(last[r]) + 1].tolist())) for r, (i, _, _) in enumerate(flat)]
     grouped: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for r, key in enumerate(keys):
         grouped.setdefault(key, []).append(r)
     groups, width = list(grouped.values()), max(map(len, grouped.values()))
     table = torch.tensor(
-        [group + [-1] * (width - len(group)) for group in groups], device=spoken.tokens.device
+        [group + [-1] * (width - len(group)) for group in groups], device=encoded.tokens.device
     )
-    heads = table[:, 0]
+    first = table[:, 0]
     # Float64 is not to be had on every device, and weights such as -1/2 need no more than float32 there.
     exact = torch.float64 if table.device.type in ("cpu", "cuda") else torch.float32
     weight = torch.tensor([w for _, _, w in flat], dtype=exact, device=table.device)
-    mine = torch.tensor([word == facts[i].answer for i, word, _ in flat], device=table.device)
-    there = table >= 0
+    is_answer = torch.tensor([word == facts[i].answer for i, word, _ in flat], device=table.device)
+    exists = table >= 0
     return AnswerRows(
-        _fed(spoken.rows(heads), last[heads]),
+        _fed(encoded.rows(first), last[first]),
         torch.tensor([flat[group[0]][0] for group in groups]),
-        ids[table.clamp(min=0)].masked_fill(~there[..., None], IGNORED),
-        positions[heads],
-        weight[table.clamp(min=0)] * there,
-        mine[table.clamp(min=0)] & there,
+        ids[table.clamp(min=0)].masked_fill(~exists[..., None], IGNORED),
+        positions[first],
+        weight[table.clamp(min=0)] * exists,
+        is_answer[table.clamp(min=0)] & exists,
     )
 
 
@@ -155,73 +155,75 @@ def _fed(batch: Batch, last: Int[Tensor, "row"]) -> Batch:
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """Metrics of some rows, as the engine reads them.
+    """The metrics of some rows, as the engine computes them.
 
     Args:
-        asked: the rows.
-        metrics: what to measure.
+        answers: the rows.
+        metrics: the metrics.
         clean: log-probabilities after the clean prompts, for ``"kl"``.
-        numbers: what functions are told as each fact's number; None for its place among those asked.
+        numbers: the number of each fact that metrics of the user get; None for its index among the rows.
     """
 
-    asked: AnswerRows
+    answers: AnswerRows
     metrics: tuple[Metric, ...]
     clean: Float[Tensor, "row d_vocab"] | None = None
     numbers: tuple[int, ...] | None = None
 
     @property
     def positions(self) -> Int[Tensor, "row answer"]:
-        """Where rows are read."""
-        return self.asked.positions
+        """The positions whose logits are needed."""
+        return self.answers.positions
 
     @property
     def width(self) -> int:
-        """How many metrics there are."""
+        """The number of metrics."""
         return len(self.metrics)
 
     @property
     def whole(self) -> bool:
         """Whether all logits are needed."""
-        return not (self.asked.cancels and all(metric == "logit_diff" for metric in self.metrics))
+        return not (self.answers.cancels and all(metric == "logit_diff" for metric in self.metrics))
 
     def __call__(self, final: Final, rows: Int[Tensor, "read"]) -> Float[Tensor, "read metric"]:
-        """Measure rows whose final states are these."""
+        """Compute the metrics of rows from their final states."""
         columns = [self._one(metric, final, rows).double() for metric in self.metrics]
         return torch.stack(columns, dim=1)
 
     def _one(self, metric: Metric, final: Final, rows: Int[Tensor, "read"]) -> Float[Tensor, "read"]:
-        ids, own, weight = self.asked.ids[rows], self.asked.own[rows], self.asked.weight[rows]
+        ids, weight = self.answers.ids[rows], self.answers.weight[rows]
+        is_answer = self.answers.is_answer[rows]
         if metric == "logit_diff":
             words = logprobs(final.logits, ids) if self.whole else _wide(final.columns(ids)[..., 0])
             return (words * weight.to(words)).sum(1)
         if metric in ("logprob", "probability"):
-            answer = (logprobs(final.logits, ids) * own).sum(1)
-            return answer if metric == "logprob" else answer.exp() * own.any(1)
+            answer = (logprobs(final.logits, ids) * is_answer).sum(1)
+            return answer if metric == "logprob" else answer.exp() * is_answer.any(1)
         last = final.logits[:, 0]
         if callable(metric):
-            found = self._custom(metric, last, rows)
+            values = self._custom(metric, last, rows)
         else:
             assert self.clean is not None
-            found = kl(self.clean[rows], last)
-        return torch.where(own.any(1), found, 0.0)
+            values = kl(self.clean[rows], last)
+        # A fact has as many rows as its words need; it is counted in the row of its own answer.
+        return torch.where(is_answer.any(1), values, 0.0)
 
     def _custom(
         self, metric: Custom, last: Float[Tensor, "read d_vocab"], rows: Int[Tensor, "read"]
     ) -> Float[Tensor, "read"]:
-        facts = self.asked.fact[rows.cpu()]
+        facts = self.answers.fact[rows.cpu()]
         if self.numbers is not None:
             facts = torch.tensor(self.numbers)[facts]
-        found = metric(last, facts.to(rows.device))
-        if not isinstance(found, Tensor) or found.shape != rows.shape:
-            given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        values = metric(last, facts.to(rows.device))
+        if not isinstance(values, Tensor) or values.shape != rows.shape:
+            actual = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise ScoresError(
-                f"the metric {name_of(metric)!r} gave {given} for {len(rows)} rows of logits; it must give "
+                f"the metric {name_of(metric)!r} gave {actual} for {len(rows)} rows of logits; it must give "
                 "one number per row, as lambda logits, facts: logits[:, 7] does"
             )
-        return found
+        return values
 
     def against(self, hm: HookedModel, run: Run) -> Measure:
-        """The same, with the distributions of a clean run for ``"kl"``."""
+        """Add the distributions of a clean run, which ``"kl"`` compares with."""
         if "kl" not in self.metrics:
             return self
         states = run.resid[-1].gather(1, self.positions[:, :1, None].expand(-1, 1, run.resid[-1].shape[-1]))
@@ -243,9 +245,9 @@ def logprobs(
         normalised: False leaves the normaliser out, which cancels in a difference of words of one token.
     """
     wide = _wide(logits).log_softmax(-1) if normalised else _wide(logits)
-    picked = wide.gather(2, ids.clamp(min=0).transpose(1, 2)).transpose(1, 2)
-    found: Tensor = picked.masked_fill(ids < 0, 0.0).sum(-1)
-    return found
+    tokens = wide.gather(2, ids.clamp(min=0).transpose(1, 2)).transpose(1, 2)
+    words: Tensor = tokens.masked_fill(ids < 0, 0.0).sum(-1)
+    return words
 
 
 def _wide(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -278,5 +280,5 @@ def words_of(facts: Sequence[Fact], metrics: Sequence[Metric]) -> list[dict[str,
 
 
 def name_of(metric: Metric) -> str:
-    """How a metric is called in labels."""
+    """The name of a metric in labels."""
     return metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")

@@ -1,211 +1,168 @@
-"""Clean and corrupted runs of the same facts, row by row.
+"""What corrupts a run, as values: another subject, noise, other prompts, or an ablation.
 
-1. A fact's prompt is corrupted by putting in another subject of equally many tokens (``"subject"``), by
-   giving another fact's prompt of the same length, or by seeded noise on the embeddings of the subject
-   (``"noise"``).
-2. Noise is drawn per fact in the order of the facts, in float32 on the CPU, and scaled to the spread of all
-   subjects' embeddings. So it depends neither on batch size nor on device or precision. Every sample of it
-   is a corrupted row of its own beside the same clean row.
-3. Both runs are captured for some rows at a time, which bounds the memory.
+1. Two runs are compared: the clean one, and one with another subject (`OtherSubject`), with noise on the
+   subject's embeddings (`Noise`), or of other prompts (a list of facts).
+2. Or the clean run alone is ablated: zeros, means, or another fact's activations are written into it.
+3. The strings ``"subject"``, ``"noise"``, ``"zero"``, ``"mean"`` and ``"resample"`` stand for the values with
+   their defaults. A value without a seed takes the verb's; its own seed wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from typing import ClassVar, Literal, TypeVar
 
 from mechunlearn.core.facts.fact import Fact
-from mechunlearn.errors import FactError, ScoresError, one_of
-from mechunlearn.localization.engine.cached_run import Run, activations, capture
-from mechunlearn.localization.patching.answer_metrics import AnswerRows, Metric, ask, words_of
-from mechunlearn.localization.subject_swaps import swap_subjects
-from mechunlearn.models.encoding.batch import Batch
-from mechunlearn.models.encoding.encoder import encode
-from mechunlearn.models.hooked import HookedModel
-
-Corrupt = Literal["subject", "noise"] | Sequence[Fact]
+from mechunlearn.errors import ScoresError, one_of, require_positive
 
 
-@dataclass(frozen=True, eq=False)
-class CleanCorruptRuns:
-    """A clean and a corrupted run of the same rows.
+@dataclass(frozen=True)
+class Corruption:
+    """The base of all corruptions; `name` is what titles call it."""
+
+    name: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class OtherSubject(Corruption):
+    """The same prompt about another subject of the same relation, with equally many tokens.
 
     Args:
-        clean: a row per row asked.
-        corrupt: a row per row asked and sample.
-        asked: what is asked, per row of the corrupted run.
-        rows: the clean row of every corrupted row.
+        pool: facts whose subjects may be put in; None for the facts that are scored.
+        seed: seed of the draw of subjects; None for the verb's `seed`.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts().forget
+        >>> corrupt = mu.OtherSubject(pool=facts, seed=1)
+        >>> scores = mu.attribution(hm, facts[:2], corrupt=corrupt, progress=False)
     """
 
-    clean: Run
-    corrupt: Run
-    asked: AnswerRows
-    rows: Int[Tensor, "row"]
+    name: ClassVar[str] = "subject"
+    pool: Sequence[Fact] | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool is not None:
+            object.__setattr__(self, "pool", tuple(self.pool))
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Facts beside what corrupts them.
-
-    Args:
-        asked: the clean rows.
-        other: the corrupted prompts, or None under noise.
-        draws: noise for the subject of every fact, or None.
-        index: where each fact stood among those given.
-        note: how many found another subject; empty if all did.
-    """
-
-    asked: AnswerRows
-    other: Batch | None
-    draws: tuple[Float[Tensor, "sample _ d_model"], ...] | None
-    index: tuple[int, ...]
-    note: str = ""
-
-    @classmethod
-    def at_end(
-        cls,
-        clean: Int[Tensor, "row pos"],
-        corrupt: Int[Tensor, "row pos"],
-        answer: Int[Tensor, "row"],
-        foil: Int[Tensor, "row"],
-    ) -> Pairs:
-        """Token ids without padding, and the logit difference of two tokens at the last position.
-
-        Example:
-            >>> ids = torch.zeros(2, 4, dtype=torch.long)
-            >>> Pairs.at_end(ids, ids + 1, ids[:, 0], ids[:, 0] + 1).asked.positions.tolist()
-            [[3], [3]]
-        """
-        count, weight = len(clean), torch.tensor([1.0, -1.0], device=clean.device)
-        asked = AnswerRows(
-            Batch.of_tokens(clean),
-            torch.arange(count),
-            torch.stack([answer, foil], dim=1)[..., None],
-            torch.full_like(clean[:, :1], clean.shape[1] - 1),
-            weight.repeat(count, 1),
-            (weight > 0).repeat(count, 1),
-        )
-        return cls(asked, Batch.of_tokens(corrupt), None, tuple(range(count)))
-
-    @property
-    def samples(self) -> int:
-        """Corrupted rows per clean row."""
-        return 1 if self.draws is None else len(self.draws[0])
-
-    @property
-    def differs(self) -> Bool[Tensor, "row pos"]:
-        """True from the first token on in which the two prompts differ; before it their runs are equal."""
-        batch = self.asked.batch
-        changed = batch.subject if self.other is None else batch.tokens != self.other.tokens
-        return (changed.cumsum(1) > 0) & batch.mask.bool()
-
-    def parts(self, size: int) -> Iterator[tuple[slice, Pairs]]:
-        """Some rows at a time, samples counted, each with its place."""
-        for place, asked in self.asked.parts(max(1, size // self.samples)):
-            other = None if self.other is None else self.other.rows(place)
-            width = asked.batch.tokens.shape[1]
-            yield place, replace(self, asked=asked, other=other and _narrow(other, width))
-
-    def runs(self, hm: HookedModel, keep: Iterable[str] = ()) -> CleanCorruptRuns:
-        """Capture both runs, keeping the same hook points.
-
-        Args:
-            hm: the model.
-            keep: names of hook points.
-        """
-        names = list(keep)
-        clean = capture(hm, self.asked.batch, keep=[*names, "hook_embed"])
-        rows = torch.arange(len(self.asked), device=hm.device).repeat_interleave(self.samples)
-        asked = self.asked.rows(rows)
-        if self.other is not None:
-            return CleanCorruptRuns(clean, capture(hm, self.other, keep=names), asked, rows)
-        embedded = clean.kept["hook_embed"][rows]
-        for row, fact in enumerate(self.asked.fact.tolist()):
-            these = slice(row * self.samples, (row + 1) * self.samples)
-            embedded[these, self.asked.batch.subject[row]] += (self.draws or ())[fact].to(embedded)
-        return CleanCorruptRuns(clean, capture(hm, asked.batch, keep=names, embedded=embedded), asked, rows)
-
-
-def pair(
-    hm: HookedModel,
-    facts: Sequence[Fact],
-    metrics: Sequence[Metric],
-    *,
-    corrupt: Corrupt,
-    subjects: Sequence[Fact] | None = None,
-    noise: float | int = 3.0,
-    samples: int = 3,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> Pairs:
-    """Set facts beside what corrupts them.
+@dataclass(frozen=True)
+class Noise(Corruption):
+    """Gaussian noise on the embeddings of the subject's tokens.
 
     Args:
-        hm: the model.
-        facts: what is asked.
-        metrics: decide which words are asked for.
-        corrupt: ``"subject"``, ``"noise"``, or a fact for every fact whose prompt has as many tokens.
-        subjects: facts whose subjects may be put in; None for `facts` themselves.
-        noise: in standard deviations of the subjects' embeddings.
-        samples: draws of noise per fact.
-        seed: of the draw of subjects, or of the noise.
-        batch_size: prompts per forward pass.
+        scale: standard deviation of the noise, in standard deviations of all subjects' embeddings; 3 is the
+            custom.
+        samples: draws of noise per fact, over which scores are averaged.
+        seed: seed of the noise; None for the verb's `seed`.
 
     Raises:
-        FactError: no fact finds another subject, or a given prompt does not fit its fact's.
-        ScoresError: for an unknown `corrupt`.
+        ScoresError: a number is not above zero.
+
+    Example:
+        >>> mu.Noise(scale=2.0, samples=10)
+        Noise(scale=2.0, samples=10, seed=None)
     """
-    if isinstance(corrupt, str) and corrupt not in ("subject", "noise"):
-        raise ScoresError(one_of("corrupt", corrupt, ["subject", "noise"]) + ", or a list of facts")
-    if corrupt == "noise":
-        asked = ask(hm, facts, words_of(facts, metrics))
-        draws = _draws(hm, facts, float(noise), samples, seed, batch_size)
-        return Pairs(asked, None, tuple(draws), tuple(range(len(facts))))
-    if corrupt == "subject":
-        swaps = swap_subjects(hm, facts, subjects=subjects, seed=seed)
-        kept, others, index, note = swaps.facts, swaps.swapped, swaps.index, swaps.note
-    else:
-        kept, others, index, note = tuple(facts), tuple(corrupt), tuple(range(len(facts))), ""
-        _require_alike(hm, facts, others)
-    words = words_of(kept, metrics)
-    asked, corrupted = ask(hm, kept, words), ask(hm, kept, words, prompts=others)
-    return Pairs(asked, corrupted.batch, None, index, note)
+
+    name: ClassVar[str] = "noise"
+    scale: float | int = 3.0
+    samples: int = 3
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(scale=self.scale, samples=self.samples)
 
 
-def _draws(
-    hm: HookedModel, facts: Sequence[Fact], noise: float, samples: int, seed: int, batch_size: int
-) -> list[Float[Tensor, "sample _ d_model"]]:
-    """Noise for the subject of every fact, scaled to the spread of all subjects' embeddings."""
-    batch, embedded = encode(hm, facts, answer=None), []
-    for start in range(0, len(batch), batch_size):
-        part = batch.rows(slice(start, start + batch_size)).trimmed()
-        found = activations(hm, part, ["hook_embed"])["hook_embed"]
-        embedded.append(found[part.subject].cpu().double())
-    spread, width = torch.cat(embedded).std(), embedded[0].shape[-1]
-    generator = torch.Generator().manual_seed(seed)
-    lengths = batch.subject.sum(1).tolist()
-    return [noise * spread * torch.randn(samples, n, width, generator=generator).double() for n in lengths]
+@dataclass(frozen=True)
+class OtherPrompts(Corruption):
+    """One fact for every fact, whose prompt has as many tokens and is run instead; verbs take the list."""
+
+    name: ClassVar[str] = "given prompts"
+    facts: tuple[Fact, ...]
 
 
-def _require_alike(hm: HookedModel, facts: Sequence[Fact], others: Sequence[Fact]) -> None:
-    if len(others) != len(facts):
-        raise FactError(f"corrupt gives {len(others)} prompts for {len(facts)} facts; give one for each")
-    ends = encode(hm, facts, answer=None).end.tolist(), encode(hm, others, answer=None).end.tolist()
-    for fact, other, own, given in zip(facts, others, *ends, strict=True):
-        if own != given:
-            raise FactError(
-                f"the corrupted prompt {other.prompt!r} has {given + 1} tokens and {fact.prompt!r} has "
-                f"{own + 1}; a patch needs them position by position, so give prompts of equal length"
-            )
+class Ablation(Corruption):
+    """The base of what is written into the clean run without a second run of the same facts."""
 
 
-def _narrow(batch: Batch, width: int) -> Batch:
-    """Cut columns that the clean rows do not have."""
-    columns = (batch.tokens, batch.mask, batch.subject, batch.labels)
-    tokens, mask, subject, labels = (column[:, :width] for column in columns)
-    return replace(batch, tokens=tokens, mask=mask, subject=subject, labels=labels)
+@dataclass(frozen=True)
+class ZeroAblation(Ablation):
+    """Zeros in place of activations.
+
+    Example:
+        >>> mu.ZeroAblation()
+        ZeroAblation()
+    """
+
+    name: ClassVar[str] = "zero"
+
+
+@dataclass(frozen=True)
+class MeanAblation(Ablation):
+    """The mean activation of all facts at tokens of the same group.
+
+    Before the subject, and where every position is patched by itself, it is the mean at the same position.
+
+    Example:
+        >>> mu.MeanAblation()
+        MeanAblation()
+    """
+
+    name: ClassVar[str] = "mean"
+
+
+@dataclass(frozen=True)
+class Resample(Ablation):
+    """The activations of another fact with the same token groups.
+
+    Args:
+        seed: seed of the draw of facts; None for the verb's `seed`.
+
+    Example:
+        >>> mu.Resample(seed=1)
+        Resample(seed=1)
+    """
+
+    name: ClassVar[str] = "resample"
+    seed: int | None = None
+
+
+Corrupt = Literal["subject", "noise", "zero", "mean", "resample"] | Corruption | Sequence[Fact]
+"""What `corrupt=` takes: a short form, a value, or a list of facts whose prompts are run instead."""
+
+PAIRED: tuple[type[OtherSubject | Noise | OtherPrompts], ...] = (OtherSubject, Noise, OtherPrompts)
+"""The corruptions with a second run of the same facts."""
+
+ANY: tuple[type[Corruption], ...] = (*PAIRED, ZeroAblation, MeanAblation, Resample)
+
+_Kind = TypeVar("_Kind", bound=Corruption)
+
+
+def corruption_of(corrupt: Corrupt, allowed: tuple[type[_Kind], ...], *, seed: int) -> _Kind:
+    """Turn what a verb was passed into a value with a seed.
+
+    Args:
+        corrupt: a short form, a value, or facts whose prompts are run instead.
+        allowed: the corruptions that the verb can use.
+        seed: seed of the verb, for values without one of their own.
+
+    Raises:
+        ScoresError: for an unknown short form, or a corruption that the verb cannot use.
+
+    Example:
+        >>> corruption_of("noise", (Noise,), seed=4)
+        Noise(scale=3.0, samples=3, seed=4)
+    """
+    short = {each.name: each for each in allowed if each is not OtherPrompts}
+    value: object = corrupt
+    if isinstance(corrupt, str):
+        value = short[corrupt]() if corrupt in short else corrupt
+    elif not isinstance(corrupt, Corruption) and isinstance(corrupt, Iterable):
+        value = OtherPrompts(tuple(corrupt))
+    if not isinstance(value, allowed):
+        prompts = ", or a list of facts" if OtherPrompts in allowed else ""
+        values = ", ".join(f"mu.{each.__name__}(...)" for each in short.values())
+        raise ScoresError(one_of("corrupt", corrupt, short) + f"{prompts}; with options: {values}")
+    # Ablations by zeros and means have no seed, and nothing to draw.
+    return replace(value, **{"seed": seed}) if getattr(value, "seed", seed) is None else value

@@ -1,14 +1,14 @@
-"""Where to patch: named kinds of sites, windows of layers, and positions by name.
+"""Sites and positions to patch: kinds of sites, windows of layers, and positions by name.
 
 1. A kind (``"resid_pre"``, ``"mlp"``, ``"head"``, ``"head.q"``, …) stands for all its sites in the model.
    Sites can be given one by one, and sets of sites to be written together under the site that names them.
 2. A window writes the same kind in neighbouring layers together, as many before the centre as after it (one
    more before where it is even), cut at the ends of the model.
-3. Positions are the token groups of the facts, every position, or all of them at once: the places. What
-   follows the prompt (the tokens of an answer that has several) is where the answer is read, and belongs to
-   the last token.
-4. Estimates are made for every token at once, and each token's counts to the places it belongs to. Before the
-   first token in which two prompts differ nothing counts, for there their runs are equal.
+3. Positions are the token groups of the facts, every position, or all of them at once; each of these is a
+   *place*. What follows the prompt (the tokens of an answer that has several) is where the answer is read,
+   and belongs to the last token.
+4. Estimates are made for every token at once, and added up over the tokens of a place. Before the first token
+   in which two prompts differ nothing counts, since there their runs are equal.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from torch import Tensor
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError, one_of
 from mechunlearn.localization.patching.answer_metrics import AnswerRows
-from mechunlearn.localization.patching.corruption import Pairs
+from mechunlearn.localization.patching.pairs import Pairs
 from mechunlearn.models.encoding.batch import GROUPS, token_groups
 from mechunlearn.models.hooked import HookedModel
 
 Positions = Literal["groups", "each", "all"]
+Component = Literal["attn", "mlp", "head"]
 Sites = str | Sequence[str] | Iterable[Site] | Mapping[Site, Iterable[Site]]
 KINDS = (
     "resid_pre", "resid_mid", "resid_post", "attn", "mlp", "head", "head.q", "head.k", "head.v", "pattern",
@@ -36,7 +37,7 @@ KINDS = (
 
 
 def interventions(hm: HookedModel, sites: Sites, *, window: int = 1) -> dict[Site, tuple[Site, ...]]:
-    """Say what is written together under which site's name.
+    """List the sites that are written together, by the site that names them.
 
     Args:
         hm: the model.
@@ -82,9 +83,36 @@ def _named(hm: HookedModel, kind: str) -> list[Site]:
     if name in ("head", "pattern"):
         units = range(shape.n_kv_heads if grouped else shape.n_heads)
     name = "kv" if grouped else name
-    found = [Site(name, layer, unit, part or None) for layer in range(shape.n_layers) for unit in units]
-    hm.arch.hooks(found[0])
-    return found
+    sites = [Site(name, layer, unit, part or None) for layer in range(shape.n_layers) for unit in units]
+    hm.arch.hooks(sites[0])  # refuses a kind that the model does not have, such as resid_mid
+    return sites
+
+
+def layer_sites(hm: HookedModel, kinds: str | Sequence[str], allowed: Sequence[str]) -> list[Site]:
+    """List all sites of some kinds, layer by layer, in the order of the kinds.
+
+    Args:
+        hm: the model.
+        kinds: a kind or several.
+        allowed: the kinds that the verb can use.
+
+    Raises:
+        ScoresError: for another kind, none, or one that is named twice.
+
+    Example:
+        >>> [str(site) for site in layer_sites(mu.world.model(), ("attn", "mlp"), KINDS)[:3]]
+        ['L0.attn', 'L0.mlp', 'L1.attn']
+    """
+    chosen = [kinds] if isinstance(kinds, str) else list(kinds)
+    for kind in chosen:
+        if kind not in allowed:
+            raise ScoresError(one_of("sites", kind, allowed) + ", or a tuple of them")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ScoresError(f"sites must name one or more different kinds of {tuple(allowed)}; not {kinds!r}")
+    every = [_named(hm, kind) for kind in chosen]
+    return [
+        site for n in range(hm.arch.shape.n_layers) for sites in every for site in sites if site.layer == n
+    ]
 
 
 def _windowed(together: tuple[Site, ...], window: int, last: int) -> tuple[Site, ...]:
@@ -98,102 +126,81 @@ def _windowed(together: tuple[Site, ...], window: int, last: int) -> tuple[Site,
     return tuple(dict.fromkeys(near))
 
 
-def groups_of(asked: AnswerRows) -> Int[Tensor, "row pos"]:
-    """The group of every token, of `GROUPS`; what is read after the prompt belongs to its last token."""
-    batch = asked.batch
+def groups_of(answers: AnswerRows) -> Int[Tensor, "row pos"]:
+    """The group of every token, as its index in `GROUPS`; an answer's tokens belong to the prompt's last."""
+    batch = answers.batch
     groups = token_groups(batch)
     position = torch.arange(groups.shape[1], device=groups.device)
     after = (position > batch.end[:, None]) & batch.mask.bool()
     return torch.where(after, groups.gather(1, batch.end[:, None]), groups)
 
 
-def places_of(asked: AnswerRows, positions: Positions) -> int:
-    """How many places there are.
+def places_of(answers: AnswerRows, positions: Positions) -> int:
+    """Count the places.
 
     Raises:
         ScoresError: for a word other than ``"groups"``, ``"each"`` or ``"all"``.
     """
     if positions not in ("groups", "each", "all"):
         raise ScoresError(one_of("positions", positions, ["groups", "each", "all"]))
-    each = int(asked.batch.end.max()) + 1
+    each = int(answers.batch.end.max()) + 1
     return {"groups": len(GROUPS), "each": each, "all": 1}[positions]
 
 
-def where_of(asked: AnswerRows, positions: Positions, *, places: int) -> Bool[Tensor, "place row pos"]:
-    """The positions that every place means in every row.
-
-    Args:
-        asked: the rows.
-        positions: ``"groups"``, ``"each"`` or ``"all"``.
-        places: how many there are among all rows; see `places_of`.
-    """
-    mask = asked.batch.mask.bool()
+def where_of(answers: AnswerRows, positions: Positions, *, places: int) -> Bool[Tensor, "place row pos"]:
+    """The positions of every place in every row, as a mask; `places` counts those of all parts."""
+    mask = answers.batch.mask.bool()
     if positions == "all":
         return mask[None]
     if positions == "groups":
-        groups = groups_of(asked)
+        groups = groups_of(answers)
         return torch.stack([groups == number for number in range(len(GROUPS))])
     number = torch.arange(places, device=mask.device)[:, None, None]
-    position = torch.arange(mask.shape[1], device=mask.device).minimum(asked.batch.end[:, None])
+    position = torch.arange(mask.shape[1], device=mask.device).minimum(answers.batch.end[:, None])
     return (number == position) & mask
 
 
-def labels_of(asked: AnswerRows, positions: Positions) -> tuple[str, ...] | None:
-    """What the places are called: groups, or tokens where all rows have the same ones there."""
-    batch, width = asked.batch, places_of(asked, positions)
+def labels_of(answers: AnswerRows, positions: Positions) -> tuple[str, ...] | None:
+    """Label the places: groups, or tokens where all rows have the same token there, else its index."""
+    batch, width = answers.batch, places_of(answers, positions)
     if positions == "all":
         return None
     if positions == "groups":
         return GROUPS
     prompts = [row[: end + 1] for row, end in zip(batch.strings, batch.end.tolist(), strict=True)]
-    strings = [{row[p] for row in prompts if p < len(row)} for p in range(width)]
-    return tuple(next(iter(some)) if len(some) == 1 else str(p) for p, some in enumerate(strings))
+    tokens = [{row[p] for row in prompts if p < len(row)} for p in range(width)]
+    return tuple(next(iter(each)) if len(each) == 1 else str(p) for p, each in enumerate(tokens))
 
 
 def shares_of(pairs: Pairs, positions: Positions, *, places: int) -> Float[Tensor, "row pos place"]:
-    """How much each token's effect counts to each place: 1, or 0.
-
-    Args:
-        pairs: the rows.
-        positions: ``"groups"``, ``"each"`` or ``"all"``.
-        places: how many there are among all rows; see `places_of`.
-    """
-    where = where_of(pairs.asked, positions, places=places) & pairs.differs
+    """The weight of each token's effect in each place: 1 or 0."""
+    where = where_of(pairs.answers, positions, places=places) & pairs.differs
     return where.permute(1, 2, 0).float()
 
 
 @dataclass(frozen=True, eq=False)
 class Totals:
-    """What the rows of each fact add up to.
+    """Sums over the rows of each fact.
 
     Args:
-        values: a number per fact, whatever is scored, and place; not-a-number where a fact has no token.
+        values: the sums; not-a-number where a fact has no token at a place.
     """
 
     values: Float[Tensor, "fact *scored place"]
 
     @classmethod
-    def of(cls, asked: AnswerRows, positions: Positions, *shape: int) -> Totals:
-        """Nothing added up yet.
-
-        Args:
-            asked: all rows.
-            positions: ``"groups"``, ``"each"`` or ``"all"``.
-            shape: of what is scored.
-
-        Raises:
-            ScoresError: for unknown `positions`.
-        """
-        places = places_of(asked, positions)
-        row, place = where_of(asked, positions, places=places).any(-1).T.cpu().nonzero(as_tuple=True)
-        values = torch.full((int(asked.fact.max()) + 1, places), torch.nan, dtype=torch.float64)
-        values[asked.fact[row], place] = 0.0
+    def of(cls, answers: AnswerRows, positions: Positions, *shape: int) -> Totals:
+        """Start at 0; `shape` is that of the scores of one fact at one place."""
+        places = places_of(answers, positions)
+        row, index = where_of(answers, positions, places=places).any(-1).T.cpu().nonzero(as_tuple=True)
+        values = torch.full((int(answers.fact.max()) + 1, places), torch.nan, dtype=torch.float64)
+        values[answers.fact[row], index] = 0.0
         spread = values.reshape(len(values), *(1,) * len(shape), places).expand(-1, *shape, -1)
         return cls(spread.clone())
 
     @property
     def places(self) -> int:
-        """How many places there are."""
+        """The number of places."""
         return self.values.shape[-1]
 
     def add(self, part: AnswerRows, effects: Float[Tensor, "row *scored place"]) -> None:

@@ -1,12 +1,12 @@
-"""Path patching as two lists of hooks, for runs of one's own.
+"""Path patching as two lists of hooks, for experiments of the user.
 
 1. In the first run the sender's output is another run's, at some positions; heads between sender and
    receivers keep this run's ``z``, and MLPs keep their output or are left to follow the changed stream. What
    the receivers read is recorded.
 2. In the second run the receivers read what was recorded, and nothing else is held.
 
-An MLP's recorded value is its output, which is the same thing as its input: no other input is involved. It is
-recorded before the MLP is held for the sake of later receivers.
+Of an MLP that receives, the output is recorded, which its input alone decides. It is recorded before the MLP
+is held for the sake of later receivers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def path_hooks(
     mlps: Mlps = "freeze",
     at: At = None,
 ) -> tuple[list[Hook], list[Hook]]:
-    """Give the hooks of the two runs that patch the path from a sender to its receivers.
+    """Make the hooks of the two runs that patch the path from a sender to its receivers.
 
     Both runs are of the prompts of `reference`.
 
@@ -47,7 +47,7 @@ def path_hooks(
         receivers: sites that read the stream; None for the logits, which the first run gives by itself.
         reference: activations of the run that is patched, such as the cache of ``hm.run_with_cache``.
         source: activations of the run that the sender's output comes from.
-        store: what the receivers read lands here in the first run, and is taken from here in the second.
+        store: holds what the receivers read: the first run writes it, the second run uses it.
         mlps: ``"freeze"`` the MLPs between sender and receivers, or ``"recompute"`` them.
         at: the positions at which the sender's output is replaced; None for all.
 
@@ -82,25 +82,25 @@ def forwarded(
     *,
     at: Bool[Tensor, "row pos"],
 ) -> dict[str, Float[Tensor, "row pos ..."]]:
-    """See in one hooked run what the receivers read, by hook point; the final stream under ``"logits"``.
+    """Record in one hooked run what the receivers read, by hook point; the final stream as ``"logits"``.
 
     Args:
         hm: the model.
-        run: what is patched; it must have kept what is held.
+        run: the run that is patched; it must have kept the activations that are held.
         route: senders and receivers.
-        sender: which of the senders, by number.
+        sender: index of the sender.
         source: the other run's activations, a row for each row of the run.
-        at: where the sender is replaced.
+        at: the positions at which the sender is replaced.
     """
-    found: dict[str, Tensor] = {}
-    hooks = _first(route, sender, run.kept, source, found, at)
+    store: dict[str, Tensor] = {}
+    hooks = _first(route, sender, run.kept, source, store, at)
     with torch.no_grad():
         hm.run_with_hooks(
             run.batch.tokens,
             attention_mask=run.batch.mask,
             fwd_hooks=[*embedding(run.embedded), *hooks, ONE],
         )
-    return found if route.writes else {"logits": found.popitem()[1]}
+    return store if route.writes else {"logits": store.popitem()[1]}
 
 
 def _first(
@@ -111,7 +111,6 @@ def _first(
     store: MutableMapping[str, Tensor],
     at: At,
 ) -> list[Hook]:
-    """The hooks of the first run."""
     alone = replace(route, senders=(route.senders[sender],))
     (site,) = alone.senders
     recorded = [cache(name, store) for name in dict.fromkeys(write.name for write in _writes(route))]

@@ -1,21 +1,21 @@
-"""Path patching: what one component does to the answer through chosen others, and through nothing else.
+"""Path patching: the effect of one component on the answer through chosen receivers alone.
 
 1. Every fact has two runs, clean and corrupted. ``"noising"`` patches the clean run with what a sender writes
    in the corrupted one, as Wang et al. and Goldowsky-Dill et al. do; ``"denoising"`` is the reverse.
-2. For each sender by itself: its output is the other run's, heads between it and the receivers write what
-   they write in this run, and so do the MLPs, unless they are recomputed. What the receivers then read is
-   recorded.
+2. For each sender by itself: its output is the other run's, while heads between it and the receivers write
+   what they write in this run, and so do the MLPs, unless they are recomputed. What the receivers then read
+   is recorded.
 3. The run is repeated with the receivers reading that, all of them together, and everything after them live.
 4. A score is the metric of that run minus that of the unpatched one. A receiver that comes before the sender
    reads nothing new, and its score is exactly 0.
 
 No norm is ever held: a receiver reads the changed stream through its own norm, and under a norm after
-attention (Gemma-2) a head's share of it is computed anew. Step 2 needs no run of the model; see `carrying`.
+attention (Gemma-2) a head's share of it is computed anew. Step 2 needs no run of the model (`propagation`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -28,10 +28,11 @@ from mechunlearn.core.scores.scores import Scores
 from mechunlearn.errors import ScoresError, one_of, require_positive
 from mechunlearn.localization.engine.block_functions import Parts
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.patching.activation import Direction, scores_of, settings_of
+from mechunlearn.localization.patching.activation import Direction, patch_tasks, scores_of
 from mechunlearn.localization.patching.answer_metrics import Metric, metrics_of
-from mechunlearn.localization.patching.corruption import Corrupt, Pairs, pair
-from mechunlearn.localization.patching.positions import Positions, labels_of, places_of, where_of
+from mechunlearn.localization.patching.corruption import Corrupt
+from mechunlearn.localization.patching.pairs import Pairs, pair
+from mechunlearn.localization.patching.positions import Positions, places_of, where_of
 from mechunlearn.localization.patching.sweep import SweepResult
 from mechunlearn.localization.path_patching.paths import Mlps, Receivers, Route, Senders
 from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
@@ -41,7 +42,7 @@ from mechunlearn.models.hooked import HookedModel
 def path_patch(
     hm: HookedModel,
     facts: Sequence[Fact],
-    senders: Senders,
+    sites: Senders,
     receivers: Receivers = "logits",
     *,
     mlps: Mlps = "freeze",
@@ -50,9 +51,6 @@ def path_patch(
     direction: Direction = "noising",
     metric: Metric | Sequence[Metric] = "logit_diff",
     normalized: bool = False,
-    subjects: Sequence[Fact] | None = None,
-    noise: float | int = 3.0,
-    samples: int = 3,
     seed: int = 0,
     batch_size: int = 64,
     budget: int | None = None,
@@ -62,33 +60,30 @@ def path_patch(
 
     Args:
         hm: the model; it is left as it was.
-        facts: what is asked; a logit difference needs a `foil`, a `new` answer or `options`.
-        senders: a kind (``"head"``, ``"attn"``, ``"mlp"``, ``"embed"``), or such sites.
+        facts: the facts; a logit difference needs a `foil`, a `new` answer or `options`.
+        sites: the senders: a kind (``"head"``, ``"attn"``, ``"mlp"``, ``"embed"``), or such sites.
         receivers: ``"logits"``, for the direct path; or sites that read the stream together: ``L9.head[3].q``
             (``.k .v``; ``L9.kv[1].v`` under grouped queries; ``L9.head[3]`` for all of these that it has of
             its own; ``L9.attn`` for all heads), ``L9.mlp``, ``L9.resid_pre`` (``_mid _post``).
         mlps: ``"freeze"`` the MLPs between sender and receivers, for the direct path; or ``"recompute"``
             them, so that what they make of the sender's change counts too.
         positions: replace the sender at ``"all"`` positions at once, at token ``"groups"``, or at ``"each"``.
-        corrupt: another ``"subject"``, ``"noise"`` on the subject's embeddings, or facts whose prompts are
-            fed instead.
+        corrupt: another ``"subject"`` (`OtherSubject`), ``"noise"`` on the subject's embeddings (`Noise`), or
+            facts whose prompts are run instead.
         direction: ``"noising"`` (corrupted senders into the clean run) or ``"denoising"``.
         metric: as for ``activation_patch``; one or several.
         normalized: divide by the mean difference between the two runs.
-        subjects: facts whose subjects may be put in; None for `facts` themselves.
-        noise: in standard deviations of the subjects' embeddings.
-        samples: draws of noise per fact.
-        seed: of the draw of subjects, or of the noise.
+        seed: seed of the corruption, unless its value has one.
         batch_size: rows per captured run.
         budget: tokens per batch of patched rows; bounds the memory.
-        progress: show a progress bar that counts senders, places and rows.
+        progress: show a progress bar that counts senders, positions and rows.
 
     Returns:
         Scores over ``fact``, ``site`` (the senders), ``pos`` (not for ``"all"``) and ``metric`` (if there are
         several).
 
     Raises:
-        ScoresError: for an option that does not exist, a number that is not above zero, or no senders or
+        ScoresError: for an option that does not exist, a number that is not above zero, or no sites or
             receivers.
         SiteError: for a site that the model lacks, or that cannot send or receive.
         FactError: no fact finds another subject, or facts and prompts do not fit each other.
@@ -104,21 +99,16 @@ def path_patch(
     Behavior with Path Patching.
     """
     metrics = metrics_of(metric)
-    room = 1 if budget is None else budget
-    require_positive(noise=noise, samples=samples, batch_size=batch_size, budget=room)
+    require_positive(batch_size=batch_size, budget=1 if budget is None else budget)
     if direction not in ("noising", "denoising"):
         raise ScoresError(one_of("direction", direction, ["noising", "denoising"]))
-    route = Route.of(hm, senders, receivers, mlps=mlps)
-    pairs = pair(
-        hm, facts, metrics, corrupt=corrupt, subjects=subjects, noise=noise, samples=samples, seed=seed,
-        batch_size=batch_size,
-    )  # fmt: skip
+    route = Route.of(hm, sites, receivers, mlps=mlps)
+    pairs = pair(hm, facts, metrics, corrupt=corrupt, seed=seed, batch_size=batch_size)
     engine = Engine.of(hm, budget=budget)
-    found = _swept(engine, route, pairs, metrics, positions, direction, batch_size, progress)
+    result = _swept(engine, route, pairs, metrics, positions, direction, batch_size, progress)
     return scores_of(
-        hm, found, list(route.senders), metrics, several=not isinstance(metric, str | Callable),
-        normalized=normalized, tokens=labels_of(pairs.asked, positions), facts=pairs.index,
-        title=_said(route, direction) + (f", {pairs.note}" if pairs.note else ""),
+        hm, result, list(route.senders), pairs, metric=metric, positions=positions, normalized=normalized,
+        title=_title(route, direction),
     )  # fmt: skip
 
 
@@ -133,21 +123,21 @@ def _swept(
     progress: bool,
 ) -> SweepResult:
     """Sweep over all parts of the facts, and add up what each gives."""
-    names, places = route.kept_by_run(Parts.of(engine.hm)), places_of(pairs.asked, positions)
-    settings = settings_of(engine.hm, pairs, metrics, names, direction=direction, batch_size=batch_size)
-    found = SweepResult.empty(int(pairs.asked.fact.max()) + 1, len(route.senders), places, len(metrics))
-    total = len(route.senders) * places * len(pairs.asked) * pairs.samples
+    names, places = route.kept_by_run(Parts.of(engine.hm)), places_of(pairs.answers, positions)
+    tasks = patch_tasks(engine.hm, pairs, metrics, names, direction=direction, batch_size=batch_size)
+    result = SweepResult.empty(int(pairs.answers.fact.max()) + 1, len(route.senders), places, len(metrics))
+    total = len(route.senders) * places * len(pairs.answers) * pairs.samples
     with tqdm(total=total, desc="path patching", disable=not progress) as bar:
-        for setting in settings:
-            where = where_of(setting.asked, positions, places=places)
-            sending = Sending(setting.run, setting.source, setting.rows[0], where, setting.measure)
+        for task in tasks:
+            where = where_of(task.answers, positions, places=places)
+            sending = Sending(task.run, task.source, task.rows[0], where, task.measure)
             values = path_sweep(engine, route, sending, bar=bar)
-            baseline = engine.baseline(setting.run, setting.measure)
-            found.noise = max(found.noise, _noise(engine, route, sending, values - baseline))
-            found.add(setting, values, baseline)
-            found.blank(setting, where)
-    found.complete = bool(Parts.of(engine.hm).reason)
-    return found
+            baseline = engine.baseline(task.run, task.measure)
+            result.noise = max(result.noise, _noise(engine, route, sending, values - baseline))
+            result.add(task, values, baseline)
+            result.blank(task, where)
+    result.complete = bool(Parts.of(engine.hm).reason)
+    return result
 
 
 def _noise(
@@ -163,7 +153,7 @@ def _noise(
     return float((again[0] - changes[strongest]).abs().max())
 
 
-def _said(route: Route, direction: Direction) -> str:
+def _title(route: Route, direction: Direction) -> str:
     shown = [str(site) for site in route.receivers]
     listed = ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
     held = "frozen" if route.mlps == "freeze" else "recomputed"

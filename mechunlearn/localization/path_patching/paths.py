@@ -162,7 +162,7 @@ def _senders(hm: HookedModel, given: Senders) -> tuple[Site, ...]:
     for each in [given] if isinstance(given, str) else given:
         found += _all(hm, each) if isinstance(each, str) and each in KINDS else [_site(each)]
     if not found:
-        raise ScoresError(f"senders names one or more of {KINDS}, or sites of the model; not none")
+        raise ScoresError(f"sites names one or more of {KINDS}, or sites of the model; not none")
     hm.sites.check(found)
     for site in found:
         if site.kind not in KINDS or site.part:

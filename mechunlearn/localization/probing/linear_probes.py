@@ -113,7 +113,7 @@ def fit_probes(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    at: Position = "last_subject",
+    positions: Position = "last_subject",
     sites: Sequence[Site] | None = None,
     kind: ProbeKind = "logistic",
     C: float | int = 1.0,
@@ -125,7 +125,7 @@ def fit_probes(
     Args:
         hm: the model.
         facts: what to fit on.
-        at: where to read.
+        positions: where to read: the ``"last_subject"`` or the ``"last"`` token.
         sites: residual-stream sites; None for all that `probe` scores.
         kind: ``"logistic"`` regression, ``"ridge"`` regression, or ``"mean_difference"``, which assigns a
             state to the answer with the nearest mean.
@@ -136,7 +136,7 @@ def fit_probes(
 
     Raises:
         FactError: there are fewer than two answers.
-        ScoresError: for an unknown `at` or `kind`, or a `C` or `batch_size` that is not above 0.
+        ScoresError: for unknown `positions` or `kind`, or a `C` or `batch_size` that is not above 0.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
@@ -146,7 +146,7 @@ def fit_probes(
     labels = np.array([fact.answer.strip() for fact in facts])
     require_two("answers", labels.tolist())
     chosen = probe_sites(hm) if sites is None else list(sites)
-    states = states_at(hm, facts, chosen, at=at, batch_size=batch_size).numpy()
+    states = states_at(hm, facts, chosen, positions=positions, batch_size=batch_size).numpy()
     fits = in_parallel(lambda x: fit_linear(x, labels, C, kind=kind).folded(), states, n_jobs=n_jobs)
     fitted = {}
     for site, (weight, bias, names) in zip(chosen, fits, strict=True):

@@ -1,14 +1,14 @@
-"""Probes: how well a linear kind names the answer, layer by layer.
+"""Probes: how well a linear probe names the answer, layer by layer.
 
 1. The residual stream is read at one position of every prompt: the embedding (``L0.resid_pre``), and every
-   layer's ``resid_mid`` and ``resid_post``, all in one forward pass (see ``capture``).
-2. At each of these sites a linear kind of standardised states learns to name the fact's answer: logistic
-   regression, ridge regression, or the difference of the answers' means (see ``readers``).
+   layer's ``resid_mid`` and ``resid_post``, all in one forward pass (see ``activations``).
+2. At each of these sites a linear probe of standardised states learns to name the fact's answer: logistic
+   regression, ridge regression, or the difference of the answers' means (see ``linear_probes``).
 3. It is scored on facts it was not fitted on. Without `test=`, subjects are dealt into folds, answer by
    answer so that folds are balanced, and each fold is scored by a probe fitted on the others; all facts of
    one subject are in one fold.
 4. The control repeats this with the answers of the fitted subjects shuffled: what a probe of this size reads
-   from names that say nothing.
+   where there is nothing to read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def probe(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    at: Position = "last_subject",
+    positions: Position = "last_subject",
     test: Sequence[Fact] | None = None,
     folds: int = 5,
     kind: ProbeKind = "logistic",
@@ -59,20 +59,20 @@ def probe(
     n_jobs: int | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Measure how well a linear kind names the answer, at every layer.
+    """Measure how well a linear probe names the answer, at every layer.
 
     Args:
         hm: the model.
-        facts: what the probes are fitted on.
-        at: where to read: at the last token of the subject, or of the prompt.
+        facts: the facts to fit the probes on.
+        positions: where to read: at the last token of the subject, or of the prompt.
         test: facts about other subjects to score on; None scores `facts` themselves, in folds.
-        folds: how many folds, at most one per subject.
-        kind: ``"logistic"`` regression, or one of two cheap ones: ``"ridge"`` regression, and ``"mean
-            difference"``, which names the answer with the nearest mean.
+        folds: number of folds, at most one per subject.
+        kind: ``"logistic"`` regression, or one of two cheap ones: ``"ridge"`` regression, and
+            ``"mean_difference"``, which names the answer with the nearest mean.
         C: inverse strength of the regularisation, as in scikit-learn (ridge has ``alpha = 1 / (2 C)``); a
             difference of means has none.
         control: also fit on shuffled answers.
-        seed: of the folds and the shuffling.
+        seed: seed of the folds and the shuffling.
         batch_size: prompts per forward pass.
         n_jobs: sites fitted at a time, as in scikit-learn; None for one, -1 for one per core. The result does
             not depend on it.
@@ -84,7 +84,7 @@ def probe(
 
     Raises:
         FactError: there are fewer than two answers or subjects, or a subject stands on both sides.
-        ScoresError: for an unknown `at` or `kind`, or a number out of range.
+        ScoresError: for unknown `positions` or `kind`, or a number out of range.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
@@ -94,21 +94,21 @@ def probe(
     """
     check_reader(kind, C)
     every, sites = [*facts, *(test or ())], probe_sites(hm)
-    states = states_at(hm, every, sites, at=at, batch_size=batch_size).numpy()
+    states = states_at(hm, every, sites, positions=positions, batch_size=batch_size).numpy()
     labels = np.array([fact.answer.strip() for fact in every])
     splits = _folds(facts, folds, seed) if test is None else [_outside(facts, test)]
     scored = np.concatenate([split.scored for split in splits])
     tasks = [_task(every, labels, split, f"{seed} {number}") for number, split in enumerate(splits)]
     metrics = METRICS if control else METRICS[:1]
-    right = partial(_right, labels=labels, tasks=tasks, metrics=len(metrics), C=C, kind=kind)
-    fits = in_parallel(right, states, n_jobs=n_jobs)
+    correct = partial(_correct, labels=labels, tasks=tasks, metrics=len(metrics), C=C, kind=kind)
+    fits = in_parallel(correct, states, n_jobs=n_jobs)
     values = np.stack([*tqdm(fits, total=len(sites), desc="probe", disable=not progress)], axis=1)
     return Scores.of(
         values[np.sort(scored)],
         sites,
         dims=("fact", "site", "metric"),
         metrics=metrics,
-        title=f"Probe for the answer at the {at} token" + (f" ({kind})" if kind != "logistic" else ""),
+        title=f"Probe for the answer at the {positions} token" + (f" ({kind})" if kind != "logistic" else ""),
         unit="accuracy",
     )
 
@@ -120,7 +120,7 @@ class _Split(NamedTuple):
     scored: Int[np.ndarray, "scored"]
 
 
-def _right(
+def _correct(
     x: Float[np.ndarray, "fact d_model"],
     *,
     labels: Any,
@@ -129,13 +129,13 @@ def _right(
     C: float | int,
     kind: ProbeKind,
 ) -> Float[np.ndarray, "fact metric"]:
-    """Whether readers of one site name each answer rightly; not-a-number where none is scored."""
-    found = np.full((len(x), metrics), np.nan)
-    for split, given in tasks:
-        for m, known in zip(range(metrics), given, strict=False):
-            said = fit_linear(x[split.fitted], known, C, kind=kind).predict(x[split.scored])
-            found[split.scored, m] = said == labels[split.scored]
-    return found
+    """1 where the probe of one site names the answer, else 0; not-a-number where none is scored."""
+    correct = np.full((len(x), metrics), np.nan)
+    for split, targets in tasks:
+        for m, target in zip(range(metrics), targets, strict=False):
+            predicted = fit_linear(x[split.fitted], target, C, kind=kind).predict(x[split.scored])
+            correct[split.scored, m] = predicted == labels[split.scored]
+    return correct
 
 
 def _folds(facts: Sequence[Fact], folds: int, seed: int) -> list[_Split]:
@@ -146,7 +146,7 @@ def _folds(facts: Sequence[Fact], folds: int, seed: int) -> list[_Split]:
         raise ScoresError(f"folds must be at least 2; not {folds}")
     order = random.Random(seed).sample(sorted(answer), len(answer))
     order.sort(key=lambda subject: answer[subject])
-    fold_of = {subject: place % min(folds, len(order)) for place, subject in enumerate(order)}
+    fold_of = {subject: index % min(folds, len(order)) for index, subject in enumerate(order)}
     fold = np.array([fold_of[fact.subject] for fact in facts])
     splits = [_Split((fold != k).nonzero()[0], (fold == k).nonzero()[0]) for k in sorted(set(fold.tolist()))]
     for split in splits:
@@ -167,7 +167,6 @@ def _outside(facts: Sequence[Fact], test: Sequence[Fact]) -> _Split:
 
 
 def _task(facts: Sequence[Fact], labels: Any, split: _Split, seed: str) -> tuple[_Split, tuple[Any, Any]]:
-    """One split, with the answers to fit on: the true ones, and the control's."""
     return split, (labels[split.fitted], _shuffled(facts, labels, split.fitted, random.Random(seed)))
 
 
@@ -177,7 +176,7 @@ def _shuffled(
     """Answers dealt anew among subjects; the facts of one subject that agreed still agree."""
     keys = [(facts[i].subject, labels[i]) for i in fitted.tolist()]
     unique = sorted(set(keys))
-    dealt = rng.sample([answer for _, answer in unique], len(unique))
-    # A fit needs two answers, and dealing keeps their counts over subjects.
-    answer = dict(zip(unique, dealt, strict=True))
+    shuffled = rng.sample([answer for _, answer in unique], len(unique))
+    # Shuffling keeps how often each answer stands, so that a fit still has two answers to tell apart.
+    answer = dict(zip(unique, shuffled, strict=True))
     return np.array([answer[key] for key in keys])

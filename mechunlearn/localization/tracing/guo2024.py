@@ -39,7 +39,7 @@ def guo2024_trace(
     Args:
         hm: the model; it is left as it was.
         facts: traced together, since all their answers are in each one's metric.
-        seed: of the draws, which do not depend on the batch size.
+        seed: seed of the noise, which does not depend on the batch size.
         batch_size: prompts per forward pass.
         progress: show a progress bar.
 
@@ -69,8 +69,8 @@ def guo2024_trace(
         tqdm(total=len(starts) * len(sites), desc="causal trace", disable=not progress) as bar,
     ):
         for start in starts:
-            place = slice(start, start + batch_size)
-            run = _Noised(hm, prompts.rows(place).trimmed(), answers, generators[place], sites)
+            rows = slice(start, start + batch_size)
+            run = _Noised(hm, prompts.rows(rows).trimmed(), answers, generators[rows], sites)
             columns.append(run.scores(bar))
     return Scores.of(
         torch.cat(columns),
@@ -83,7 +83,7 @@ def guo2024_trace(
 
 
 class _Noised:
-    """Some prompts, their clean activations, and runs of them under ever new noise."""
+    """Some prompts, their clean activations, and runs of them under noise drawn anew each time."""
 
     def __init__(
         self,
@@ -104,12 +104,12 @@ class _Noised:
     def scores(self, bar: tqdm[None]) -> Float[Tensor, "row site"]:
         """The share of the lost probability that each site brings back."""
         clean, corrupt = self._mass([]), self._mass([self._noise()])
-        found = []
+        columns = []
         for point in self.points:
             restored = patch(point.name, self.clean, index=point.index)
-            found.append((self._mass([self._noise(), restored]) - corrupt) / (clean - corrupt))
+            columns.append((self._mass([self._noise(), restored]) - corrupt) / (clean - corrupt))
             bar.update()
-        return torch.stack(found, dim=1)
+        return torch.stack(columns, dim=1)
 
     def _mass(self, hooks: list[Hook]) -> Float[Tensor, "row"]:
         batch = self.batch
@@ -119,10 +119,9 @@ class _Noised:
         return mass
 
     def _noise(self) -> Hook:
-        """Another draw for every prompt."""
         embedded = self.clean["hook_embed"].clone()
         for row, generator in enumerate(self.generators):
             subject = self.batch.subject[row]
-            drawn = torch.randn(int(subject.sum()), embedded.shape[-1], generator=generator)
-            embedded[row, subject] += (self.std[row].cpu() * drawn.double()).to(embedded)
+            noise = torch.randn(int(subject.sum()), embedded.shape[-1], generator=generator)
+            embedded[row, subject] += (self.std[row].cpu() * noise.double()).to(embedded)
         return patch("hook_embed", embedded)

@@ -1,55 +1,48 @@
-"""Causal tracing: break the subject, mend one place, and see how much of the answer comes back.
+"""Causal tracing: break the subject, restore one site, and see how much of the answer comes back.
 
 1. Every prompt is run once as it is, and the states to restore later are kept.
-2. Gaussian noise is added to the embeddings of the subject's tokens, `noise` times the standard deviation of
-   the subjects' embeddings, in several seeded samples. The probability of the fact's own whole answer falls
-   to its corrupted value.
+2. Gaussian noise is added to the embeddings of the subject's tokens, in several seeded samples (`Noise`). The
+   probability of the fact's own whole answer falls to its corrupted value.
 3. For every layer and token group, the corrupted run is repeated *with the same noise*, but with the clean
    state of a window of layers written back at the tokens of that group.
 4. The score is the probability that comes back: restored minus corrupted, averaged over the samples.
 
-The noise is drawn per fact in the order of the facts, in float32 on the CPU, so it does not depend on batch
-size, device or precision. Tokens of the answer itself (only answers of several tokens have them in the input)
-are restored together with the last token of the prompt: these are the positions at which the answer is read.
+It is activation patching with noise, denoising, by the probability of the answer. Tokens of the answer itself
+(only answers of several tokens have them in the input) are restored together with the last token of the
+prompt: these are the positions at which the answer is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.hooks import At, Hook, Store, patch, patch_middle
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError, one_of, require_positive
-from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import writes_of
-from mechunlearn.localization.patching.activation import settings_of
-from mechunlearn.localization.patching.answer_metrics import Metric
-from mechunlearn.localization.patching.corruption import pair
-from mechunlearn.localization.patching.positions import interventions
-from mechunlearn.localization.patching.sweep import sweep
+from mechunlearn.localization.patching.activation import patch_scores
+from mechunlearn.localization.patching.corruption import Noise, corruption_of
+from mechunlearn.localization.patching.pairs import pair
+from mechunlearn.localization.patching.positions import interventions, layer_sites
 from mechunlearn.localization.tracing.guo2024 import guo2024_trace
-from mechunlearn.models.encoding.batch import GROUPS, Batch
+from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.hooked import HookedModel
 
-_METRIC: tuple[Metric, ...] = ("probability",)
-Restore = Literal["resid", "mlp", "attn"]
-_KIND = {"resid": "resid_post", "mlp": "mlp", "attn": "attn"}
+Restored = Literal["resid_post", "mlp", "attn"]
 
 
 def causal_trace(
     hm: HookedModel,
     facts: Sequence[Fact],
     *,
-    restore: Restore | tuple[Restore, ...] = "mlp",
-    noise: float | int = 3.0,
-    samples: int = 3,
+    sites: Restored | Sequence[Restored] = "mlp",
+    corrupt: Literal["noise"] | Noise = "noise",
     window: int = 1,
     seed: int = 0,
     batch_size: int = 64,
@@ -64,13 +57,12 @@ def causal_trace(
     Args:
         hm: the model; it is left as it was.
         facts: each is scored on the probability of its own whole answer.
-        restore: ``"mlp"`` or ``"attn"`` (what the component writes into the residual stream), ``"resid"``
-            (the residual stream after the block; such scores draw but select no weights), or several of them,
-            as in ``("attn", "mlp")``, to rank all components together.
-        noise: in units of the standard deviation of the subjects' embeddings; 3 is the custom.
-        samples: draws of noise per fact.
+        sites: what is restored: ``"mlp"`` or ``"attn"`` (what the component writes into the residual stream),
+            ``"resid_post"`` (the residual stream after the block; such scores draw but select no weights),
+            or several of them, as in ``("attn", "mlp")``, to rank all components together.
+        corrupt: ``"noise"`` on the subject's embeddings, or a `Noise` of another scale or number of samples.
         window: neighbouring layers restored together, centred on the scored one and cut at the ends.
-        seed: of the noise.
+        seed: seed of the noise, unless `corrupt` has one.
         batch_size: prompts per forward pass, samples counted.
         progress: show a progress bar.
         convention: ``"guo2024"`` traces heads and MLPs as Guo et al. 2024 did, for comparison with their
@@ -81,76 +73,66 @@ def causal_trace(
         a prompt has no token of a group.
 
     Raises:
-        ScoresError: for an unknown `restore`, or a number out of range.
+        ScoresError: for unknown `sites`, another corruption, or a number out of range.
         FactError: if there are no facts.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> trace = mu.causal_trace(hm, facts[:2], samples=1, progress=False)
+        >>> trace = mu.causal_trace(hm, facts[:2], corrupt=mu.Noise(samples=1), progress=False)
         >>> trace.top(1)
         Localization(L0.mlp; ...)
 
     Source: Meng et al. 2022, Locating and Editing Factual Associations in GPT.
     """
-    require_positive(noise=noise, samples=samples, window=window, batch_size=batch_size)
+    noise = corruption_of(corrupt, (Noise,), seed=seed)
+    require_positive(window=window, batch_size=batch_size)
     if convention is not None:
-        _require_alone(convention, restore=restore, noise=noise, samples=samples, window=window)
-        return guo2024_trace(hm, facts, seed=seed, batch_size=batch_size, progress=progress)
-    named = interventions(hm, _sites(hm, restore), window=window)
-    pairs = pair(
-        hm, facts, _METRIC, corrupt="noise", noise=noise, samples=samples, seed=seed, batch_size=batch_size
-    )
-    writes = [writes_of(hm, together) for together in named.values()]
-    names = tuple(dict.fromkeys(write.name for some in writes for write in some))
-    settings = settings_of(hm, pairs, _METRIC, names, direction="denoising", batch_size=batch_size)
-    total = len(writes) * len(GROUPS) * len(pairs.asked) * samples
-    with tqdm(total=total, desc="causal trace", disable=not progress) as bar:
-        found = sweep(Engine.of(hm), settings, writes, asked=pairs.asked, positions="groups", bar=bar)
-    kinds = restore if isinstance(restore, str) else " and ".join(restore)
-    return Scores.of(
-        found.values[..., 0],
-        list(named),
-        dims=("fact", "site", "pos"),
-        params=hm.sites,
-        tokens=GROUPS,
-        title=f"Causal tracing: {kinds} restored, noise {noise:g}, {samples} samples, window {window}"
-        + found.said,
+        _require_alone(convention, sites=sites, corrupt=replace(noise, seed=None), window=window)
+        return guo2024_trace(hm, facts, seed=noise.seed or 0, batch_size=batch_size, progress=progress)
+    named = interventions(hm, layer_sites(hm, sites, get_args(Restored)), window=window)
+    kinds = sites if isinstance(sites, str) else " and ".join(sites)
+    return patch_scores(
+        hm, facts, named, noise, direction="denoising", positions="groups", metric="probability",
+        batch_size=batch_size, progress="causal trace" if progress else None,
+        title=f"Causal tracing: {kinds} restored, noise {noise.scale:g}, {noise.samples} samples, "
+        f"window {window}",
         unit="probability restored",
-    )
+    )  # fmt: skip
 
 
 def noised_embeddings(
-    hm: HookedModel, facts: Sequence[Fact], *, noise: float | int = 3.0, samples: int = 1, seed: int = 0
+    hm: HookedModel,
+    facts: Sequence[Fact],
+    *,
+    corrupt: Literal["noise"] | Noise = "noise",
+    seed: int = 0,
 ) -> tuple[Batch, Float[Tensor, "row pos d_model"]]:
-    """Give the rows that `causal_trace` runs, and the embeddings that it gives them, noise and all.
+    """Make the rows that `causal_trace` runs, and their noised embeddings.
 
     Args:
         hm: the model.
-        facts: what is traced; the noise of each depends on those before it.
-        noise: in units of the standard deviation of the subjects' embeddings.
-        samples: draws of noise per fact, which are rows next to each other.
-        seed: of the noise.
+        facts: the facts to trace; the noise of each depends on those before it.
+        corrupt: the noise, as for `causal_trace`; the samples of a fact are rows next to each other.
+        seed: seed of the noise, unless `corrupt` has one.
 
     Returns:
-        The rows, in which answers of several tokens are fed but for the last; and what a corrupted run has
-        at ``hook_embed``.
+        The rows, in which answers of several tokens are fed but for the last; and the embeddings of a
+        corrupted run, at ``hook_embed``.
 
     Raises:
-        ScoresError: for a number that is not above zero.
+        ScoresError: for another corruption.
         FactError: if there are no facts.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget[:2]
-        >>> batch, noised = noised_embeddings(hm, facts, samples=3)
+        >>> batch, noised = mu.noised_embeddings(hm, facts, corrupt=mu.Noise(samples=3))
         >>> len(batch), noised.shape[:2] == batch.tokens.shape
         (6, True)
     """
-    require_positive(noise=noise, samples=samples)
-    pairs = pair(hm, facts, _METRIC, corrupt="noise", noise=noise, samples=samples, seed=seed)
-    both = pairs.runs(hm)
+    both = pair(hm, facts, ("probability",), corrupt=corruption_of(corrupt, (Noise,), seed=seed)).runs(hm)
     embedded = both.corrupt.embedded
     assert embedded is not None, "noise is written at the embeddings"
-    return both.asked.batch, embedded
+    return both.answers.batch, embedded
 
 
 def trace_hooks(
@@ -162,17 +144,17 @@ def trace_hooks(
     at: At,
     window: int = 1,
 ) -> list[Hook]:
-    """One cell of a causal trace as hooks, for `run_with_hooks` and experiments of your own.
+    """Make one patch of a causal trace as hooks, for `run_with_hooks` and experiments of your own.
 
     The embeddings are replaced by `noised` ones, and the site's clean activations are written back over a
-    window of layers. With what `noised_embeddings` gives, it is the very run that `causal_trace` scores.
+    window of layers. With the rows of `noised_embeddings`, it is the run that `causal_trace` scores.
 
     Args:
         hm: the model.
-        site: what is restored, such as ``L3.mlp`` or ``L3.resid_post``.
+        site: the restored site, such as ``L3.mlp`` or ``L3.resid_post``.
         clean: activations of the clean run, by hook point.
-        noised: what is written at ``hook_embed``.
-        at: where the clean activations are written; a mask that is all False leaves the corrupted run.
+        noised: the embeddings that are written at ``hook_embed``.
+        at: the positions to restore; a mask that is all False leaves the corrupted run.
         window: neighbouring layers restored together.
 
     Raises:
@@ -181,7 +163,7 @@ def trace_hooks(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget[:2]
-        >>> batch, noised = noised_embeddings(hm, facts)
+        >>> batch, noised = mu.noised_embeddings(hm, facts)
         >>> _, clean = hm.run_with_cache(batch.tokens, attention_mask=batch.mask)
         >>> hooks = mu.trace_hooks(hm, mu.Site("mlp", 0), clean=clean, noised=noised, at=batch.subject_last)
         >>> logits = hm.run_with_hooks(batch.tokens, attention_mask=batch.mask, fwd_hooks=hooks)
@@ -203,21 +185,11 @@ def _restore(hm: HookedModel, site: Site, clean: Store, at: At) -> list[Hook]:
     return [patch(point.name, clean, at=at, index=point.index) for point in points]
 
 
-def _sites(hm: HookedModel, restore: Restore | tuple[Restore, ...]) -> list[Site]:
-    kinds = (restore,) if isinstance(restore, str) else restore
-    for kind in kinds:
-        if kind not in _KIND:
-            raise ScoresError(one_of("restore", kind, _KIND) + ", or a tuple of them")
-    if not kinds or len(set(kinds)) < len(kinds):
-        raise ScoresError(f"restore must name one or more different kinds of {tuple(_KIND)}; not {restore!r}")
-    return [Site(_KIND[kind], layer) for layer in range(hm.arch.shape.n_layers) for kind in kinds]
-
-
 def _require_alone(convention: str, **options: Any) -> None:
-    """A convention fixes what it is about; options that say otherwise would be ignored without a word."""
+    """Refuse options beside a convention, which fixes them and would ignore them without a word."""
     if convention != "guo2024":
         raise ScoresError(one_of("convention", convention, ["guo2024", None]))
-    usual = {"restore": "mlp", "noise": 3.0, "samples": 3, "window": 1}
+    usual = {"sites": "mlp", "corrupt": Noise(), "window": 1}
     if changed := [name for name, value in options.items() if value != usual[name]]:
         raise ScoresError(
             f"convention={convention!r} fixes {', '.join(usual)}; leave out {', '.join(changed)}, or the "

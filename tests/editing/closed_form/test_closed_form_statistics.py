@@ -146,11 +146,11 @@ def spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing", "no whole key statistics in"),
-        ("truncated", "no whole key statistics in"),
-        ("altered", "was altered, its hash is not its contents'"),
-        ("relabelled", "was altered, its hash is not its contents'"),
-        ("other", "is a safetensors file of another kind; expected 'mechunlearn.key_statistics/1'"),
+        ("missing", "no key statistics in"),
+        ("truncated", "is no whole key statistics .*: truncated or altered; make"),
+        ("altered", "its hash is not that of its contents"),
+        ("relabelled", "its hash is not that of its contents"),
+        ("other", "has format None, not 'mechunlearn.key_statistics/2'"),
     ],
 )
 def test_a_damaged_file_is_refused(llama: HookedModel, tmp_path: Path, how: str, message: str) -> None:

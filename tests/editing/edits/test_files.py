@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from importlib import metadata
@@ -14,16 +13,25 @@ import pytest
 import torch
 import transformers
 from helpers.small_facts import bits, fit, made, weights
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.edits import Edit
+from mechunlearn.editing.edits.files import FILE, FORMAT
 from mechunlearn.editing.edits.history import History
 from mechunlearn.editing.edits.recipes import Recipe, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
 from mechunlearn.errors import DataError
 from mechunlearn.models.arch import Slice
 from mechunlearn.models.hooked import HookedModel
+
+
+def header(folder: Path) -> dict[str, str]:
+    """The texts in the header of an edit's file."""
+    with safe_open(str(folder / FILE), framework="pt") as file:
+        return dict(file.metadata())
 
 
 def test_saving_and_loading_keeps_every_bit(llama: HookedModel, tmp_path: Path) -> None:
@@ -62,52 +70,56 @@ def saved(llama: HookedModel, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
 
 
-@pytest.mark.parametrize("name", ["delta.safetensors", "edit.json"])
+def test_a_folder_holds_one_file_and_either_is_read(llama: HookedModel, saved: Path) -> None:
+    assert [file.name for file in saved.iterdir()] == [FILE]
+    edits = [Edit.from_pretrained(source) for source in (saved, saved / FILE, str(saved / FILE))]
+    assert len({str(weights(edit.apply(llama))) for edit in edits}) == 1
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.99])
-def test_a_truncated_file_is_noticed(saved: Path, name: str, share: float) -> None:
-    whole = (saved / name).read_bytes()
-    (saved / name).write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(DataError, match=f"{name} was truncated or altered.*copy or save the edit again"):
+def test_a_truncated_file_is_noticed(saved: Path, share: float) -> None:
+    whole = (saved / FILE).read_bytes()
+    (saved / FILE).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(DataError, match=f"{FILE} is no whole edit.*truncated or altered; copy or save the"):
         Edit.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
-def test_a_byte_altered_in_the_deltas_is_noticed(saved: Path, share: float) -> None:
-    file = saved / "delta.safetensors"
-    blob = bytearray(file.read_bytes())
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.7, 0.9, 0.999])
+def test_an_altered_byte_is_noticed(saved: Path, share: float) -> None:
+    blob = bytearray((saved / FILE).read_bytes())
     blob[int(share * len(blob))] ^= 1
-    file.write_bytes(blob)
-    with pytest.raises(DataError, match=r"delta.safetensors was truncated or altered, its hash is not"):
+    (saved / FILE).write_bytes(blob)
+    with pytest.raises(DataError, match=f"{FILE} is no whole edit.*truncated or altered; copy or save the"):
         Edit.from_pretrained(saved)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"localization": ["L1.mlp"]}, r"edit.json was truncated or altered, its hash is not the one"),
-        ({"made_on": "another"}, r"edit.json was truncated or altered, its hash is not the one"),
-        ({"hashes": None}, r"edit.json was altered \(it lacks its hashes\); copy or save"),
-        ({"hashes": {}}, "delta.safetensors was truncated or altered"),
-        ({"format": "mechunlearn.edit/9"}, "has format 'mechunlearn.edit/9', not 'mechunlearn.edit/1'"),
+        ({"record": '{"localization": ["L1.mlp"]}'}, "its hash is not that of its contents"),
+        ({"made_on": "another"}, "its hash is not that of its contents"),
+        ({"hash": ""}, "its hash is not that of its contents"),
+        ({"format": "mechunlearn.edit/9"}, "has format 'mechunlearn.edit/9', not 'mechunlearn.edit/2'"),
+        (None, "has format None, not 'mechunlearn.edit/2'"),
     ],
 )
-def test_an_altered_record_is_noticed(saved: Path, change: dict[str, Any], message: str) -> None:
-    record = json.loads((saved / "edit.json").read_text())
-    (saved / "edit.json").write_text(json.dumps({**record, **change}))
+def test_an_altered_header_is_noticed(saved: Path, change: dict[str, str] | None, message: str) -> None:
+    tensors = load_file(saved / FILE)
+    save_file(tensors, saved / FILE, metadata=None if change is None else {**header(saved), **change})
     with pytest.raises(DataError, match=message):
         Edit.from_pretrained(saved)
 
 
-def test_a_record_that_is_no_edit_is_refused(saved: Path) -> None:
-    (saved / "edit.json").write_text("[]")
-    with pytest.raises(DataError, match=r"has format 'list', not 'mechunlearn.edit/1': it is not an edit"):
+@pytest.mark.parametrize("record", ["[]", "{}", "not JSON"])
+def test_a_record_that_is_no_edit_is_refused(saved: Path, record: str) -> None:
+    FORMAT.write(saved / FILE, {}, {"record": record})
+    with pytest.raises(DataError, match=f"{FILE} is no whole edit: .*; save the edit again"):
         Edit.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("name", ["delta.safetensors", "edit.json"])
-def test_a_missing_file_is_named(saved: Path, name: str) -> None:
-    (saved / name).unlink()
-    with pytest.raises(DataError, match=rf"no edit in '.*' \(.*{name}.*\); copy or save the edit again"):
+def test_a_missing_file_is_named(saved: Path) -> None:
+    (saved / FILE).unlink()
+    with pytest.raises(DataError, match=rf"no edit in '.*{FILE}' \(.*\); copy or save the edit again"):
         Edit.from_pretrained(saved)
 
 
@@ -124,7 +136,7 @@ def test_an_edit_is_pushed_as_the_files_that_are_saved(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     assert Edit((), Localization()).push_to_hub("user/edit") == "user/edit/commit/1"
-    assert sent == {"user/edit": ["delta.safetensors", "edit.json"]}
+    assert sent == {"user/edit": [FILE]}
 
 
 # -- what is known of it ---------------------------------------------------------------------------------
@@ -142,12 +154,12 @@ def test_an_edit_remembers_the_versions_it_was_made_with(llama: HookedModel, tmp
     made(llama, "L0.mlp", versions=earlier).save_pretrained(tmp_path)
     loaded = Edit.from_pretrained(tmp_path)
     assert loaded.versions == loaded.scale(2).versions == earlier
-    assert json.loads((tmp_path / "edit.json").read_text())["versions"] == earlier
+    assert json.loads(header(tmp_path)["record"])["versions"] == earlier
 
 
 def test_the_record_says_what_a_reader_wants_to_know(llama: HookedModel, tmp_path: Path) -> None:
     fit(llama, "L1.mlp", objective=Inject(text=0.5), seed=5).save_pretrained(tmp_path)
-    record = json.loads((tmp_path / "edit.json").read_text())
+    record = json.loads(header(tmp_path)["record"])
     assert record["localization"] == ["L1.mlp"] and record["made_on"] == llama.identity
     assert record["recipe"]["seed"] == 5 and record["recipe"]["objective"]["name"] == "Inject"
     assert record["recipe"]["objective"]["fields"]["text"] == 0.5
@@ -162,20 +174,6 @@ def test_an_edit_that_was_saved_can_still_be_restricted(hm: HookedModel, tmp_pat
         cut, again = edit.restrict(place), loaded.restrict(place)
         assert cut.localization == again.localization and cut.shapes == again.shapes
         assert weights(cut.apply(hm)) == weights(again.apply(hm))
-
-
-def test_an_edit_of_an_earlier_version_is_still_read(llama: HookedModel, tmp_path: Path) -> None:
-    made(llama, "L0.mlp").save_pretrained(tmp_path)
-    file = tmp_path / "edit.json"
-    record = json.loads(file.read_text())
-    del record["versions"], record["arch"], record["hashes"]["edit.json"]
-    rest = {key: value for key, value in record.items() if key != "hashes"}
-    text = json.dumps(rest, sort_keys=True).encode()
-    record["hashes"]["edit.json"] = hashlib.sha256(text).hexdigest()
-    file.write_text(json.dumps(record))
-    loaded = Edit.from_pretrained(tmp_path)
-    assert (loaded.versions, loaded.arch) == ({}, None)
-    assert weights(loaded.apply(llama)) == weights(made(llama, "L0.mlp").apply(llama))
 
 
 # -- the hub ---------------------------------------------------------------------------------------------
@@ -199,11 +197,10 @@ def asked(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 def test_an_edit_is_fetched_by_name_and_revision(llama: HookedModel, saved: Path, asked: Asked) -> None:
-    two = ["edit.json", "delta.safetensors"]
     for options in ({}, {"revision": "v2"}):
         fetched = Edit.from_pretrained("user/edit", **options)
         assert weights(fetched.apply(llama)) == weights(Edit.from_pretrained(saved).apply(llama))
-    assert asked == [("user/edit", None, two), ("user/edit", "v2", two)]
+    assert asked == [("user/edit", None, [FILE]), ("user/edit", "v2", [FILE])]
 
 
 def test_nothing_is_fetched_that_was_not_asked_for(
@@ -221,5 +218,5 @@ def test_a_name_that_cannot_be_fetched_is_an_error_with_the_remedy(saved: Path, 
     said = r"no folder 'user/typo' here, .*hub at revision 'v2' \(LocalEntryNotFoundError: no such repos"
     with pytest.raises(DataError, match=said):
         Edit.from_pretrained("user/typo", revision="v2")
-    with pytest.raises(DataError, match=r"revision 'v2' was given with .*, which is read as a folder"):
+    with pytest.raises(DataError, match=r"revision 'v2' was given with .*, which is read from the disk"):
         Edit.from_pretrained(saved, revision="v2")

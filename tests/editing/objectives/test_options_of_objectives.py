@@ -76,14 +76,14 @@ def test_an_option_out_of_its_range_is_refused(kind: Any, options: Any, message:
     [
         (
             {"split": "test"},
-            "split of a Read must be one of 'forget', 'retain', 'text' or 'corpus'; not 'test'",
+            "split of a Request must be one of 'forget', 'retain', 'text' or 'corpus'; not 'test'",
         ),
-        ({"split": "forget", "answer": "old"}, "answer of a Read must be .*'foil'; not 'old'"),
-        ({"split": "forget", "answer": ()}, "answer of a Read is an empty tuple; give at least one text"),
-        ({"split": "text", "positions": "last"}, "positions of a Read must be .*'all'; not 'last'"),
-        ({"split": "text", "reference": "all"}, "reference of a Read must be .* or 'hidden'; not 'all'"),
+        ({"split": "forget", "answer": "old"}, "answer of a Request must be .*'foil'; not 'old'"),
+        ({"split": "forget", "answer": ()}, "answer of a Request is an empty tuple; give at least one text"),
+        ({"split": "text", "positions": "last"}, "positions of a Request must be .*'all'; not 'last'"),
+        ({"split": "text", "reference": "all"}, "reference of a Request must be .* or 'hidden'; not 'all'"),
         ({"split": "text", "reference": "hidden"}, "of reference 'hidden', needs hidden="),
-        ({"split": "text", "logits": False}, "a Read without logits, .* needs hidden="),
+        ({"split": "text", "logits": False}, "a Request without logits, .* needs hidden="),
     ],
 )
 def test_a_read_of_something_unknown_is_refused(options: Any, message: str) -> None:

@@ -198,7 +198,7 @@ def test_facts_are_a_collection() -> None:
 
 def test_a_share_that_was_not_measured_is_named() -> None:
     result = forget(new="judo")
-    for phrasing in ("validation", "held_out"):
+    for phrasing in ("validation", "held-out"):
         wanted = f"phrasing must be one of 'train' or 'held_out'; not '{phrasing}'"
         with pytest.raises(FactError, match=wanted):
             result.interval("trained", phrasing=phrasing)

@@ -71,7 +71,7 @@ def test_a_localizer_looks_at_the_model_and_the_facts_of_each_stage() -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_localizer_may_differentiate_a_stage_in_a_notebook_without_gradients(mode: Any) -> None:
     def localizer(hm: HookedModel, facts: Facts) -> Localization:
-        scores = mu.attribution(hm, facts.forget, subjects=FORGET, progress=False)
+        scores = mu.attribution(hm, facts.forget, corrupt=mu.OtherSubject(FORGET), progress=False)
         return scores.top(2)
 
     groups = GROUPS[:2]

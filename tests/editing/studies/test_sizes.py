@@ -250,8 +250,8 @@ def test_what_cannot_be_measured_is_refused(llama: HookedModel) -> None:
     refused(EditError, "which this model does not have", replace(edit, shapes={"w": (2,)}))
     refused(FactError, "the forget set is empty", edit, facts=Facts(RETAIN))
     refused(SiteError, "L9.mlp is not a site of this model", edit, lookup=Localization(["L9.mlp"]))
-    wanted = "phrasing must be one of 'train', 'validation' or 'held_out'; not 'held_out'"
-    refused(FactError, wanted, edit, phrasing="held_out")
+    wanted = "phrasing must be one of 'train', 'validation' or 'held_out'; not 'held-out'"
+    refused(FactError, wanted, edit, phrasing="held-out")
 
 
 def test_an_edit_of_another_model_is_measured_with_a_warning() -> None:

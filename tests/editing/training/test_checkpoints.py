@@ -201,8 +201,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, spoil: Callable[[Path], N
 
 def test_another_kind_of_file_is_no_checkpoint(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, tmp_path / FILE, metadata={"format": "mechunlearn.edit/1"})
-    said = f"{tmp_path / FILE} is not a checkpoint of this version; delete it to begin anew"
-    with refused(DataError, said, hm=tiny(), folder=tmp_path):
+    said = f"{tmp_path / FILE} has format 'mechunlearn.edit/1', not ", "; delete it to begin anew"
+    with refused(DataError, *said, hm=tiny(), folder=tmp_path):
         train(tiny(), "sgd", tmp_path)
 
 

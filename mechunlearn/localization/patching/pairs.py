@@ -1,0 +1,189 @@
+"""Clean and corrupted runs of the same facts, row by row.
+
+1. A fact's prompt is corrupted by another subject of equally many tokens, by another prompt of the same
+   length, or by seeded noise on the embeddings of the subject.
+2. Noise is drawn per fact in the order of the facts, in float32 on the CPU, and scaled to the spread of all
+   subjects' embeddings. So it depends neither on batch size nor on device or precision. Every sample of it
+   is one more corrupted row beside the same clean row.
+3. Both runs are captured for some rows at a time, which bounds the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.errors import FactError
+from mechunlearn.localization.engine.cached_run import Run, activations, capture
+from mechunlearn.localization.patching.answer_metrics import AnswerRows, Metric, answer_rows, words_of
+from mechunlearn.localization.patching.corruption import PAIRED, Corrupt, Noise, OtherSubject, corruption_of
+from mechunlearn.localization.subject_swaps import swap_subjects
+from mechunlearn.models.encoding.batch import Batch
+from mechunlearn.models.encoding.encoder import encode
+from mechunlearn.models.hooked import HookedModel
+
+
+@dataclass(frozen=True, eq=False)
+class CleanCorruptRuns:
+    """A clean and a corrupted run of the same rows.
+
+    Args:
+        clean: the clean run.
+        corrupt: the corrupted run, with one row per clean row and sample.
+        answers: the words to score, per row of the corrupted run.
+        rows: the clean row of every corrupted row.
+    """
+
+    clean: Run
+    corrupt: Run
+    answers: AnswerRows
+    rows: Int[Tensor, "row"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Facts, each beside what corrupts it.
+
+    Args:
+        answers: the clean rows.
+        corrupted: the corrupted prompts, or None under noise.
+        draws: noise for the subject of every fact, or None.
+        index: index of each fact among those that were passed.
+        note: how many have another subject, such as ``"31 of 32 facts"``; empty if all have.
+    """
+
+    answers: AnswerRows
+    corrupted: Batch | None
+    draws: tuple[Float[Tensor, "sample _ d_model"], ...] | None
+    index: tuple[int, ...]
+    note: str = ""
+
+    @classmethod
+    def at_end(
+        cls,
+        clean: Int[Tensor, "row pos"],
+        corrupt: Int[Tensor, "row pos"],
+        answer: Int[Tensor, "row"],
+        foil: Int[Tensor, "row"],
+    ) -> Pairs:
+        """Pair token ids without padding; the metric compares two tokens at the last position.
+
+        Example:
+            >>> ids = torch.zeros(2, 4, dtype=torch.long)
+            >>> Pairs.at_end(ids, ids + 1, ids[:, 0], ids[:, 0] + 1).answers.positions.tolist()
+            [[3], [3]]
+        """
+        count, weight = len(clean), torch.tensor([1.0, -1.0], device=clean.device)
+        answers = AnswerRows(
+            Batch.of_tokens(clean),
+            torch.arange(count),
+            torch.stack([answer, foil], dim=1)[..., None],
+            torch.full_like(clean[:, :1], clean.shape[1] - 1),
+            weight.repeat(count, 1),
+            (weight > 0).repeat(count, 1),
+        )
+        return cls(answers, Batch.of_tokens(corrupt), None, tuple(range(count)))
+
+    @property
+    def samples(self) -> int:
+        """Corrupted rows per clean row."""
+        return 1 if self.draws is None else len(self.draws[0])
+
+    @property
+    def differs(self) -> Bool[Tensor, "row pos"]:
+        """True from the first token on in which the two prompts differ; before it their runs are equal."""
+        batch = self.answers.batch
+        changed = batch.subject if self.corrupted is None else batch.tokens != self.corrupted.tokens
+        return (changed.cumsum(1) > 0) & batch.mask.bool()
+
+    def parts(self, size: int) -> Iterator[tuple[slice, Pairs]]:
+        """Split the rows into parts of a size, samples counted, each with its slice of the rows."""
+        for rows, answers in self.answers.parts(max(1, size // self.samples)):
+            corrupted = None if self.corrupted is None else self.corrupted.rows(rows)
+            width = answers.batch.tokens.shape[1]
+            yield rows, replace(self, answers=answers, corrupted=corrupted and _narrow(corrupted, width))
+
+    def runs(self, hm: HookedModel, keep: Iterable[str] = ()) -> CleanCorruptRuns:
+        """Capture both runs, keeping the hook points named."""
+        names = list(keep)
+        clean = capture(hm, self.answers.batch, keep=[*names, "hook_embed"])
+        rows = torch.arange(len(self.answers), device=hm.device).repeat_interleave(self.samples)
+        answers = self.answers.rows(rows)
+        if self.corrupted is not None:
+            return CleanCorruptRuns(clean, capture(hm, self.corrupted, keep=names), answers, rows)
+        embedded = clean.kept["hook_embed"][rows]
+        for row, fact in enumerate(self.answers.fact.tolist()):
+            samples = slice(row * self.samples, (row + 1) * self.samples)
+            embedded[samples, self.answers.batch.subject[row]] += (self.draws or ())[fact].to(embedded)
+        return CleanCorruptRuns(
+            clean, capture(hm, answers.batch, keep=names, embedded=embedded), answers, rows
+        )
+
+
+def pair(
+    hm: HookedModel,
+    facts: Sequence[Fact],
+    metrics: Sequence[Metric],
+    *,
+    corrupt: Corrupt,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Pairs:
+    """Set facts beside what corrupts them; `metrics` decide which words are scored.
+
+    Raises:
+        FactError: no fact finds another subject, or a prompt does not fit its fact's.
+        ScoresError: for an ablation, which has no second run.
+    """
+    corruption = corruption_of(corrupt, PAIRED, seed=seed)
+    if isinstance(corruption, Noise):
+        answers = answer_rows(hm, facts, words_of(facts, metrics))
+        return Pairs(answers, None, _draws(hm, facts, corruption, batch_size), tuple(range(len(facts))))
+    if isinstance(corruption, OtherSubject):
+        swaps = swap_subjects(hm, facts, pool=corruption.pool, seed=corruption.seed or 0)
+        clean, corrupted, index, note = swaps.facts, swaps.swapped, swaps.index, swaps.note
+    else:
+        clean, corrupted, index, note = tuple(facts), corruption.facts, tuple(range(len(facts))), ""
+        _require_alike(hm, clean, corrupted)
+    words = words_of(clean, metrics)
+    answers, prompts = answer_rows(hm, clean, words), answer_rows(hm, clean, words, prompts=corrupted)
+    return Pairs(answers, prompts.batch, None, index, note)
+
+
+def _draws(
+    hm: HookedModel, facts: Sequence[Fact], noise: Noise, batch_size: int
+) -> tuple[Float[Tensor, "sample _ d_model"], ...]:
+    """Noise for the subject of every fact, scaled to the spread of all subjects' embeddings."""
+    batch, subjects = encode(hm, facts, answer=None), []
+    for start in range(0, len(batch), batch_size):
+        part = batch.rows(slice(start, start + batch_size)).trimmed()
+        embedded = activations(hm, part, ["hook_embed"])["hook_embed"]
+        subjects.append(embedded[part.subject].cpu().double())
+    std, width = float(noise.scale) * torch.cat(subjects).std(), subjects[0].shape[-1]
+    generator = torch.Generator().manual_seed(noise.seed or 0)
+    shapes = [(noise.samples, length, width) for length in batch.subject.sum(1).tolist()]
+    return tuple(std * torch.randn(*shape, generator=generator).double() for shape in shapes)
+
+
+def _require_alike(hm: HookedModel, facts: Sequence[Fact], prompts: Sequence[Fact]) -> None:
+    if len(prompts) != len(facts):
+        raise FactError(f"corrupt gives {len(prompts)} prompts for {len(facts)} facts; give one for each")
+    ends = encode(hm, facts, answer=None).end.tolist(), encode(hm, prompts, answer=None).end.tolist()
+    for fact, prompt, end, prompt_end in zip(facts, prompts, *ends, strict=True):
+        if end != prompt_end:
+            raise FactError(
+                f"the corrupted prompt {prompt.prompt!r} has {prompt_end + 1} tokens and {fact.prompt!r} has "
+                f"{end + 1}; a patch needs them position by position, so give prompts of equal length"
+            )
+
+
+def _narrow(batch: Batch, width: int) -> Batch:
+    """Cut columns that the clean rows do not have."""
+    columns = (batch.tokens, batch.mask, batch.subject, batch.labels)
+    tokens, mask, subject, labels = (column[:, :width] for column in columns)
+    return replace(batch, tokens=tokens, mask=mask, subject=subject, labels=labels)
