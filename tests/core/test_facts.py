@@ -263,7 +263,7 @@ def test_json_lines_of_others_are_read_with_a_mapping(tmp_path: Path) -> None:
         ),
         (
             lambda text: text.replace("facts/1", "facts/9"),
-            "has the format 'mechunlearn.core.facts/9', expected 'mech",
+            "has the format 'mechunlearn.facts/9', expected 'mechunlearn",
         ),
         (lambda text: text + "[]\n", r"line 5 must be a JSON object; not '\[\]'"),
     ],

@@ -18,7 +18,7 @@ from typing import Any
 from mechunlearn.core.files import write_text
 from mechunlearn.errors import DataError, FactError, one_of
 
-FORMAT = "mechunlearn.core.facts/1"
+FORMAT = "mechunlearn.facts/1"
 REQUIRED = ("prompt", "subject", "answer")
 
 
