@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechunlearn.core.sites.model_sites import Shape
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import Shape
 from mechunlearn.errors import ModelError, SiteError
 from mechunlearn.models.families import HOOKS, Family, family_of
 

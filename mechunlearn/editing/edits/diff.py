@@ -21,8 +21,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.editing.edits.algebra import Delta, added
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.errors import EditError, one_of

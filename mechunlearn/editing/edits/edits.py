@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.editing.edits import algebra, files, hub, identity, norms
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.history import History

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import Shape
+from mechunlearn.core.sites.model_sites import Shape
 from mechunlearn.core.tensor_files import TensorFormat
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.history import History

@@ -22,7 +22,7 @@ from mechunlearn.auditing.report.estimates import CONTROL, EDITED, GOLD, UNTOUCH
 from mechunlearn.auditing.report.report import Report
 from mechunlearn.core.files import write_text
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.experiments.demo import findings, page, table
 from mechunlearn.experiments.demo.jobs import RATES, STEPS, STOP, Done, Job, Pool, group_of
 from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP, RANDOM, TRACED, Look, pairs
