@@ -24,11 +24,12 @@ from benchmarks.models import PatchTask, setting
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
-from mechunlearn.editing.edits.recipes import Recipe
+from mechunlearn.editing.edits.recipes import Optimizer, Recipe
 from mechunlearn.editing.objectives.losses import nll
 from mechunlearn.editing.objectives.reading import Outputs, Positions, Request
-from mechunlearn.editing.training.activation_cache import CacheBudget, CacheLimits
+from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.examples import QUESTIONS_PER_TEXT
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.optimization import Optimization
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 
@@ -153,20 +154,19 @@ class Trial:
         *,
         optimizer: str = "AdamW",
         lr: float = LR,
-        keep: CacheLimits = CacheLimits(),  # noqa: B008
+        limits: Limits = Limits(),  # noqa: B008
     ) -> Optimization:
         """The trainer, ready for its first step.
 
         Args:
             optimizer: the name of a class in ``torch.optim``.
             lr: its learning rate.
-            keep: how much may be kept.
+            limits: how much memory and disk the cache may use.
         """
         recipe = Recipe(
             NextTokens(self.cut.positions),
             lr=lr,
-            optimizer=optimizer,
-            schedule="constant",
+            optimizer=Optimizer(optimizer, schedule="constant"),
             batch_size=QUESTIONS_PER_TEXT * self.setting.rows,
             stop=None,
         )
@@ -176,7 +176,7 @@ class Trial:
             self.cut.sites(self.setting),
             Facts(),
             corpus=self.corpus,
-            room=CacheBudget.of(keep),
+            room=CacheBudget.of(limits),
             checkpointing=False,
         )
 

@@ -1,4 +1,4 @@
-"""CacheLimits, per example, what training cannot change: in memory or on disk, within bounds.
+"""Cache, per example, what training cannot change: in memory or on disk, within bounds.
 
 1. A store knows from the start how many rows each example has (positions, say) and how large they are. It
    takes its room at once, keeps rows flat, one example after the other, and computes what does not fit at
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechunlearn.errors import TrainingError
+from mechunlearn.editing.training.limits import Limits
 
 CHUNK = 32
 """Examples computed together."""
@@ -29,38 +29,9 @@ CHUNK = 32
 Compute = Callable[[list[int]], list[Float[Tensor, "rows ..."]]]
 
 
-@dataclass(frozen=True)
-class CacheLimits:
-    """How much training may keep of what it cannot change.
-
-    Args:
-        memory: bytes in memory, for everything together.
-        disk: bytes on disk, used when memory is full; 0 for none.
-        folder: where on disk; None for the system's temporary folder.
-
-    Raises:
-        TrainingError: a bound is negative, or there is no such folder.
-
-    Example:
-        >>> CacheLimits(disk=100 << 30).memory == 2 << 30
-        True
-    """
-
-    memory: int = 2 << 30
-    disk: int = 0
-    folder: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("memory", "disk"):
-            if getattr(self, name) < 0:
-                raise TrainingError(f"{name} is {getattr(self, name)!r}; give a number of bytes, 0 for none")
-        if self.folder is not None and not Path(self.folder).is_dir():
-            raise TrainingError(f"folder is {str(self.folder)!r}, which is no folder; make it first")
-
-
 @dataclass(eq=False)
 class CacheBudget:
-    """What is left of a :class:`CacheLimits`, as stores take their parts.
+    """What is left of the memory and the disk of :class:`Limits`, as caches take their parts.
 
     Args:
         memory: bytes left in memory.
@@ -73,9 +44,9 @@ class CacheBudget:
     folder: str | Path | None
 
     @classmethod
-    def of(cls, keep: CacheLimits) -> CacheBudget:
+    def of(cls, limits: Limits) -> CacheBudget:
         """All of it."""
-        return cls(keep.memory, keep.disk, keep.folder)
+        return cls(limits.memory, limits.disk, limits.folder)
 
     def take(self, bytes_wanted: int) -> tuple[int, bool]:
         """Take room, and give how many bytes there were and whether they are on disk."""

@@ -28,12 +28,13 @@ from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.history import History
-from mechunlearn.editing.edits.recipes import Recipe, Schedule, Stop
-from mechunlearn.editing.objectives.checks import require, whole
+from mechunlearn.editing.edits.recipes import Optimizer, Recipe, Stop
+from mechunlearn.editing.objectives.checks import require
 from mechunlearn.editing.objectives.reading import Objective
-from mechunlearn.editing.training.activation_cache import CacheBudget, CacheLimits
+from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.checkpoints import Checkpoints, Records, fingerprint
 from mechunlearn.editing.training.early_stopping import EarlyStopping
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.optimization import REMEDY, Optimization
 from mechunlearn.errors import DataError, FactError, LocalizationError, TrainingError
 from mechunlearn.models.encoding.batch import Batch
@@ -52,20 +53,12 @@ def edit(
     *,
     steps: int = 200,
     lr: float = 1e-3,
-    weight_decay: float = 0.0,
-    batch_size: int = 32,
     seed: int = 0,
     stop: Stop | None = Stop(),  # noqa: B008 - a frozen value
-    optimizer: str = "AdamW",
-    schedule: Schedule = "cosine",
-    warmup: int = 0,
-    clip: float | None = None,
-    micro_batches: int = 1,
+    optimizer: Optimizer = Optimizer(),  # noqa: B008 - a frozen value
+    limits: Limits = Limits(),  # noqa: B008 - a frozen value
     corpus: Batch | None = None,
-    checkpointing: bool = False,
-    keep: CacheLimits = CacheLimits(),  # noqa: B008 - a frozen value
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 50,
     progress: bool = True,
     callback: Callback | None = None,
 ) -> Edit:
@@ -76,26 +69,19 @@ def edit(
 
     Args:
         hm: the model, which stays as it is.
-        localization: where weights may change.
-        objective: what to minimise, such as ``objectives.Inject()``.
-        facts: with a forget set and, as the objective asks, a retain set and text.
-        steps: at most so many steps.
-        lr: peak learning rate.
-        weight_decay: pulls the deltas towards zero, that is, towards the unedited weights.
-        batch_size: questions of each kind a step, and a quarter as many texts.
-        seed: of the order of examples, and of whatever an objective draws; on a CPU it decides every bit.
+        localization: the sites whose weights may change.
+        objective: the loss to minimise, such as ``objectives.Inject()``.
+        facts: a forget set and, as the objective needs them, a retain set and text.
+        steps: the largest number of steps.
+        lr: the peak learning rate.
+        seed: seed of the order of examples, and of whatever an objective draws; on a CPU it decides every
+            bit.
         stop: when to stop early; None runs all steps and keeps the last.
-        optimizer: the name of a class in ``torch.optim`` that takes ``lr`` and ``weight_decay``.
-        schedule: how the learning rate falls: ``"cosine"``, ``"linear"`` or ``"constant"``.
-        warmup: steps over which the learning rate first rises.
-        clip: the norm that the gradient of a step is cut to; None for no bound.
-        micro_batches: run a step's examples in so many parts, for less memory; their terms are averaged.
+        optimizer: the optimiser, its schedule, clipping and micro-batches.
+        limits: the batch size, how much memory and disk may be used, and how often to save a checkpoint.
         corpus: encoded text with labels of its own, for an objective that reads it, such as ``Relabel()``.
-        checkpointing: recompute the insides of blocks in the backward pass, for less memory.
-        keep: how much may be kept, in memory or on disk, of what the edit cannot change.
-        checkpoint: a folder to leave checkpoints in; if it holds one of this very run, training goes on
-            from there and ends in the same bytes.
-        checkpoint_every: steps between two checkpoints.
+        checkpoint: a folder for checkpoints; if it holds one of this very run, training goes on from there
+            and ends in the same bytes.
         progress: whether to show a bar with the loss terms.
         callback: called after every step with its number and the loss terms; returns True to end training.
 
@@ -115,30 +101,16 @@ def edit(
 
     Source: Guo et al., "Mechanistic Unlearning" (2024), section 3.
     """
-    recipe = Recipe(
-        objective=objective,
-        steps=steps,
-        lr=lr,
-        weight_decay=weight_decay,
-        batch_size=batch_size,
-        seed=seed,
-        stop=stop,
-        optimizer=optimizer,
-        schedule=schedule,
-        warmup=warmup,
-        clip=clip,
-        micro_batches=micro_batches,
-    )
+    _require_limits(limits)
+    recipe = Recipe(objective, steps, lr, seed, stop, optimizer, limits.batch_size)
     return refit(
         hm,
         recipe,
         localization,
         facts,
+        limits=limits,
         corpus=corpus,
-        checkpointing=checkpointing,
-        keep=keep,
         checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
         progress=progress,
         callback=callback,
     )
@@ -150,43 +122,25 @@ def refit(
     localization: Localization,
     facts: Facts,
     *,
+    limits: Limits = Limits(),  # noqa: B008 - a frozen value
     corpus: Batch | None = None,
-    checkpointing: bool = False,
-    keep: CacheLimits = CacheLimits(),  # noqa: B008 - a frozen value
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 50,
     progress: bool = False,
     callback: Callback | None = None,
 ) -> Edit:
-    """Fit a recipe on a localization, as :func:`edit` does.
+    """Fit a recipe, such as ``edit.recipe``, on a localization.
 
-    Args:
-        hm: the model, which stays as it is.
-        recipe: objective and options, such as ``edit.recipe``.
-        localization: where weights may change.
-        facts: what to train and to validate on.
-        corpus: encoded text with labels of its own, if the objective reads it.
-        checkpointing: recompute the insides of blocks in the backward pass, for less memory.
-        keep: how much may be kept of what the edit cannot change.
-        checkpoint: a folder to leave checkpoints in, and to go on from.
-        checkpoint_every: steps between two checkpoints.
-        progress: whether to show a bar with the loss terms.
-        callback: called after every step with its number and the loss terms; returns True to end training.
-
-    Raises:
-        LocalizationError: the localization is empty, or is none.
-        SiteError: a site is not of this model.
-        FactError: a set that the objective reads is empty, or a fact has no new answer.
-        TrainingError: an option is out of range, or the loss is not finite, or diverges.
-        DataError: the checkpoint is damaged, or of another run.
+    All else is as in :func:`edit`, errors included; the batch size is the recipe's, not that of ``limits``.
     """
     _require(hm, localization, facts)
-    _require_options(recipe, corpus=corpus, keep=keep, checkpoint=checkpoint, every=checkpoint_every)
+    _require_limits(limits)
+    _require_options(recipe, corpus=corpus, checkpoint=checkpoint)
     if corpus is None:
         facts.require("forget")
-    room = CacheBudget.of(keep)
+    room = CacheBudget.of(limits)
     # Notebooks for reading models often switch gradients off for good.
     with torch.inference_mode(False), torch.enable_grad():
+        checkpointing = limits.gradient_checkpointing
         descent = Optimization.of(
             hm, recipe, localization, facts, corpus=corpus, room=room, checkpointing=checkpointing
         )
@@ -200,7 +154,7 @@ def refit(
         identity, saving = hm.identity, None
         if checkpoint is not None:
             mark = fingerprint(descent, judge, model=identity, sites=localization)
-            saving = Checkpoints(Path(checkpoint), checkpoint_every, mark)
+            saving = Checkpoints(Path(checkpoint), limits.checkpoint_every, mark)
             saving.prepare()
         try:
             history = _fit(descent, judge, saving, progress=progress, callback=callback)
@@ -239,14 +193,12 @@ def _require(hm: HookedModel, localization: Localization, facts: Facts) -> None:
     hm.sites.check(localization)
 
 
-def _require_options(
-    recipe: Recipe, *, corpus: object, keep: object, checkpoint: str | Path | None, every: int
-) -> None:
+def _require_limits(limits: object) -> None:
+    require(isinstance(limits, Limits), "limits", limits, "a Limits(...), such as Limits(memory=1 << 30)")
+
+
+def _require_options(recipe: Recipe, *, corpus: object, checkpoint: str | Path | None) -> None:
     """Refuse options that are not what they should be, before anything is run."""
-    whole(1, checkpoint_every=every)
-    require(
-        isinstance(keep, CacheLimits), "keep", keep, "a CacheLimits(...), such as CacheLimits(memory=1 << 30)"
-    )
     if checkpoint is not None and Path(checkpoint).is_file():
         raise DataError(f"checkpoint is {str(checkpoint)!r}, which is a file; give a folder")
     read = any(read.split == "corpus" for read in recipe.objective.requests.values())

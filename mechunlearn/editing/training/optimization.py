@@ -96,7 +96,7 @@ class Optimization:
             room=room,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
-            parts=recipe.micro_batches,
+            parts=recipe.optimizer.micro_batches,
             corpus=corpus,
         )
         return cls(recipe, trained, runner, feed, optimizer)
@@ -120,10 +120,11 @@ class Optimization:
             self._check(terms, number)
             self._backward(torch.stack(list(terms.values())).sum() * share)
         self.runner.put(self.trained.frozen)
-        if self.recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.trained.tensors, self.recipe.clip)
+        options = self.recipe.optimizer
+        if options.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained.tensors, options.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * self.recipe.rate(number - 1)
+            group["lr"] = self.recipe.lr * options.rate(number - 1, self.recipe.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.trained.confine()
@@ -182,19 +183,20 @@ def _require_terms(terms: Any, objective: object) -> None:
 
 
 def _optimizer(recipe: Recipe, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
-    kind: Any = getattr(torch.optim, recipe.optimizer, None)
+    name = recipe.optimizer.name
+    kind: Any = getattr(torch.optim, name, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         known = ["Adam", "AdamW", "SGD", "RMSprop"]
-        raise TrainingError(one_of("optimizer", recipe.optimizer, known) + ", or another of torch.optim")
+        raise TrainingError(one_of("optimizer", name, known) + ", or another of torch.optim")
     fused = {"fused": True} if kind in (torch.optim.Adam, torch.optim.AdamW) else {}
     try:
         make: Any = kind  # the root class, which mypy sees here, has no such arguments
         made: torch.optim.Optimizer = make(
-            list(tensors), lr=recipe.lr, weight_decay=recipe.weight_decay, **fused
+            list(tensors), lr=recipe.lr, weight_decay=recipe.optimizer.weight_decay, **fused
         )
     except (TypeError, ValueError) as error:
         raise TrainingError(
-            f"optimizer {recipe.optimizer!r} cannot train these slices with lr and weight_decay ({error}); "
+            f"optimizer {name!r} cannot train these slices with lr and weight_decay ({error}); "
             "use 'AdamW' or 'SGD'"
         ) from None
     return made

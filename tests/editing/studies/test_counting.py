@@ -152,7 +152,7 @@ def test_a_few_facts_of_the_embedded_model_can_be_edited_at_once() -> None:
     few = Facts([*facts.forget[:4], *facts.retain[:12], *facts.test[:6]])
     place = Localization(["L2.mlp", "L3.mlp", "L4.mlp"])
     found = count_curve(
-        hm, place, Inject(text=0.0), few, counts=(2, 4), steps=20, lr=3e-3, batch_size=8,
+        hm, place, Inject(text=0.0), few, counts=(2, 4), steps=20, lr=3e-3, limits=mu.Limits(8),
         stop=mu.Stop(every=5), progress=False,
     )  # fmt: skip
     for number in (2, 4):

@@ -6,7 +6,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Recipe, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
 from mechunlearn.editing.objectives.preference import DPO
-from mechunlearn.editing.training.activation_cache import ActivationCache, CacheBudget, CacheLimits
+from mechunlearn.editing.training.activation_cache import ActivationCache, CacheBudget
 from mechunlearn.editing.training.early_stopping import EarlyStopping
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.optimization import Optimization
 from mechunlearn.errors import TrainingError
 from mechunlearn.models.hooked import HookedModel
@@ -137,8 +138,8 @@ def test_what_is_kept_on_disk_is_in_a_file_that_is_not_there(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["memory", "disk"])
 def test_a_bound_below_nothing_is_refused(name: str) -> None:
     with unchecked(), pytest.raises(TrainingError, match=f"{name} is -1; give a number of bytes, 0 for none"):
-        CacheLimits(**{name: -1})  # type: ignore[arg-type]
-    assert CacheLimits(memory=0, disk=0) == CacheLimits(0)
+        Limits(**{name: -1})  # type: ignore[arg-type]
+    assert Limits(memory=0, disk=0) == Limits(32, 0)
 
 
 # -- the same edit --------------------------------------------------------------------------------------
@@ -158,9 +159,10 @@ def model(dtype: torch.dtype = torch.float32) -> HookedModel:
     return deep_model().to(dtype)
 
 
-def edited(keep: CacheLimits, dtype: torch.dtype = torch.float32, **options: Any) -> Edit:
+def edited(limits: Limits, dtype: torch.dtype = torch.float32, **options: Any) -> Edit:
     """An edit of examples that come in another company at every step."""
-    return fit(model(dtype), "L2.mlp", steps=4, lr=0.01, batch_size=4, facts=MANY, keep=keep, **options)
+    limits = replace(limits, batch_size=4)
+    return fit(model(dtype), "L2.mlp", steps=4, lr=0.01, facts=MANY, limits=limits, **options)
 
 
 def values(edit: Edit) -> list[bytes]:
@@ -168,26 +170,24 @@ def values(edit: Edit) -> list[bytes]:
 
 
 def test_memory_and_disk_give_the_same_bytes(tmp_path: Path) -> None:
-    kept = edited(CacheLimits())
-    assert values(edited(CacheLimits(memory=0, disk=1 << 30, folder=tmp_path))) == values(kept)
-    assert values(edited(CacheLimits(memory=3000, disk=1 << 30, folder=tmp_path))) == values(kept)
+    kept = edited(Limits())
+    assert values(edited(Limits(memory=0, disk=1 << 30, folder=tmp_path))) == values(kept)
+    assert values(edited(Limits(memory=3000, disk=1 << 30, folder=tmp_path))) == values(kept)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("memory", [0, 3000, 20_000])
 def test_what_is_not_kept_gives_the_same_edit_to_rounding(memory: int) -> None:
     # Batches of other examples round otherwise, and only in their last bits.
-    kept, other = (edited(CacheLimits(memory=m), torch.float64) for m in (1 << 30, memory))
+    kept, other = (edited(Limits(memory=m), torch.float64) for m in (1 << 30, memory))
     apart = [(a.values - b.values).abs().max() for a, b in zip(kept.deltas, other.deltas, strict=True)]
     assert max(map(float, apart)) < tolerance("llama") and float(kept.deltas[0].values.abs().max()) > 0.01
-    assert values(edited(CacheLimits(memory=memory))) == values(edited(CacheLimits(memory=memory)))
+    assert values(edited(Limits(memory=memory))) == values(edited(Limits(memory=memory)))
 
 
 def test_what_is_judged_does_not_depend_on_what_is_kept() -> None:
-    stop = Stop(goal=1.0, keep=1.0, every=2)
-    histories = [
-        edited(CacheLimits(memory=m), torch.float64, stop=stop).history for m in (0, 20_000, 1 << 30)
-    ]
+    stop = Stop(goal=1.0, min_retention=1.0, every=2)
+    histories = [edited(Limits(memory=m), torch.float64, stop=stop).history for m in (0, 20_000, 1 << 30)]
     judged = [[(e.get("success"), e.get("retention")) for e in history] for history in histories]
     assert judged[0] == judged[1] == judged[2] and judged[0][1] != (None, None)
 
@@ -206,7 +206,7 @@ def test_what_was_kept_is_let_go_as_soon_as_training_ends(monkeypatch: pytest.Mo
     gc.collect()
     gc.disable()
     try:
-        edited(CacheLimits())
+        edited(Limits())
         assert len(kept) == 3 and all(flat() is None for flat in kept)
     finally:
         gc.enable()
