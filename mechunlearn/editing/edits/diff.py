@@ -26,7 +26,7 @@ from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.editing.edits.algebra import Delta, added
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.errors import EditError, one_of
-from mechunlearn.models import loading
+from mechunlearn.models import identity, loading
 from mechunlearn.models.arch import Arch, Slice
 from mechunlearn.models.hooked import HookedModel
 
@@ -75,7 +75,7 @@ def diff(model_a: Any, model_b: Any, *, unowned: Unowned = "refuse") -> Edit:
         deltas=deltas,
         localization=Localization(sites, source=f"changed between two models{also}"),
         shapes={delta.slice.name: tuple(before[delta.slice.name].shape) for delta in deltas},
-        made_on=loading.identity(before),
+        made_on=identity.digest(before),
         arch=arch,
     )
 

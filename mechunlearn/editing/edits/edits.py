@@ -22,11 +22,12 @@ from torch import Tensor
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.universe import ModelSites
-from mechunlearn.editing.edits import algebra, files, hub, identity, norms
+from mechunlearn.editing.edits import algebra, base_model, files, hub, norms
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.history import History
 from mechunlearn.editing.edits.recipes import Recipe
 from mechunlearn.errors import EditError
+from mechunlearn.models import identity
 from mechunlearn.models.arch import Arch
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Edit:
         Warns:
             IdentityWarning: the model's weights are not those the edit was made on.
         """
-        before = self._check(hm, stacklevel=4)
+        self._check(hm, stacklevel=4)
+        before = identity.cached(hm)
         saved = {name: hm.params[name].detach().clone() for name in self.shapes}
         try:
             with torch.no_grad():
@@ -295,8 +297,7 @@ class Edit:
             arch=self.arch or other.arch,
         )
 
-    def _check(self, hm: HookedModel, *, stacklevel: int) -> identity.Known | None:
+    def _check(self, hm: HookedModel, *, stacklevel: int) -> None:
         """Refuse a model that the edit does not fit; warn of one with other weights, if they are changed."""
         algebra.require_fit(self.shapes, hm.params)
-        made_on = self.made_on if self.deltas else ""
-        return identity.warn_of_another(hm, made_on, stacklevel=stacklevel)
+        base_model.warn_of_another(hm, self.made_on if self.deltas else "", stacklevel=stacklevel)
