@@ -97,13 +97,13 @@ def gradients(trial: Trial, order: Sequence[Sequence[int]]) -> tuple[float, floa
         trial: what is trained, and on what.
         order: which texts come at each step.
     """
-    descent = trial.descent(optimizer="SGD", lr=1.0)
-    descent.step(1)
+    optimization = trial.optimization(optimizer="SGD", lr=1.0)
+    optimization.step(1)
     full = Plain(trial, order[:1], everything=True)
     full.backward(1)
     wanted = {name: p.grad for name, p in full.model.named_parameters()}
     apart, scale, worst = 0.0, 0.0, 0.0
-    for part, moved in zip(descent.trained.slices, descent.trained.deltas(), strict=True):
+    for part, moved in zip(optimization.trained.slices, optimization.trained.deltas(), strict=True):
         grad = wanted[part.name]
         entries = part.of(torch.zeros_like(full.model.get_parameter(part.name)) if grad is None else grad)
         largest, difference = float(entries.abs().max()), float((entries + moved).detach().abs().max())
@@ -165,8 +165,8 @@ def paid_at(fill: float, ours: float, theirs: float) -> int | None:
 
 def _said(ours: Ours, trial: Trial) -> str:
     """What a reader of the numbers has to know."""
-    if ours.descent.runner.reason:
-        return f"the whole model is run at every step: {ours.descent.runner.reason}"
+    if ours.optimization.runner.reason:
+        return f"the whole model is run at every step: {ours.optimization.runner.reason}"
     size, kept = len(trial.corpus), sum(map(len, trial.order(1)))
     return f"{size} texts are kept, {size // kept} steps of {kept}"
 

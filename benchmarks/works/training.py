@@ -149,7 +149,7 @@ class Trial:
         first = 0 if self.cut.positions == "all" else fed - ANSWER
         return torch.arange(first, fed, device=self.setting.hm.device)
 
-    def descent(
+    def optimization(
         self,
         *,
         optimizer: str = "AdamW",
@@ -176,7 +176,7 @@ class Trial:
             self.cut.sites(self.setting),
             Facts(),
             corpus=self.corpus,
-            room=CacheBudget.of(limits),
+            budget=CacheBudget.of(limits),
             checkpointing=False,
         )
 
@@ -186,7 +186,7 @@ class Trial:
         Args:
             steps: how many.
         """
-        feed = self.descent().feed
+        feed = self.optimization().feed
         return [next(iter(part.values()))[1] for _ in range(steps) for part in feed.draw()]
 
     def names(self) -> set[str]:
@@ -202,7 +202,7 @@ class Ours:
     """
 
     def __init__(self, trial: Trial) -> None:
-        self.descent = trial.descent()
+        self.optimization = trial.optimization()
 
     def __call__(self, number: int) -> float:
         """Take a step, and give the loss it was taken on.
@@ -210,11 +210,11 @@ class Ours:
         Args:
             number: from 1.
         """
-        return self.descent.step(number)["corpus"]
+        return self.optimization.step(number)["corpus"]
 
     def fill(self) -> None:
         """Compute the entry states of all texts, which training would do at their first use."""
-        for source in self.descent.feed.sources.values():
+        for source in self.optimization.feed.sources.values():
             for store in source.states:
                 if store is not None:
                     store.get(range(len(store)))

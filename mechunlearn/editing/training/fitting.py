@@ -1,14 +1,14 @@
 """Fit an edit: train the slices of a localization, and nothing else, on what an objective reads.
 
 1. The localization becomes slices of Hugging Face parameters, and each slice one small tensor of deltas
-   that starts at zero. Only these are given to the optimiser, so whatever it does, weight decay
-   included, nothing else can move.
+   that starts at zero. The optimiser is given these alone, so whatever it does, weight decay included,
+   nothing else can move.
 2. A step draws examples for everything the objective requests, runs the plain Hugging Face model from the
-   first edited block on with the deltas added, and hands the tensors to the objective. What the edit
-   cannot change is computed once per example and kept.
-3. Every few steps the model is judged on validation phrasings; the best step is kept and training
-   stops when the goal is reached.
-4. The user's model is only ever read. An error, a NaN or an interrupt leaves it as it was.
+   first edited block on with the deltas added, and hands the outputs to the objective. What the edit cannot
+   change is computed once per example and cached.
+3. Every few steps the model is measured on validation phrasings. Training stops when the goal is reached,
+   and the edit is that of the best step.
+4. The user's model is only read. An error, a NaN or an interrupt leaves it as it was.
 
 Source: the localized objectives of Guo et al., "Mechanistic Unlearning" (2024), with trainable slices in
 place of gradient masks.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,47 +138,53 @@ def refit(
     _require_options(recipe, corpus=corpus, checkpoint=checkpoint)
     if corpus is None:
         facts.require("forget")
-    room = CacheBudget.of(limits)
+    budget = CacheBudget.of(limits)
     # Notebooks for reading models often switch gradients off for good.
     with torch.inference_mode(False), torch.enable_grad():
-        checkpointing = limits.gradient_checkpointing
-        descent = Optimization.of(
-            hm, recipe, localization, facts, corpus=corpus, room=room, checkpointing=checkpointing
-        )
-        if descent.runner.reason:
-            warnings.warn(f"the whole model is run at every step: {descent.runner.reason}", stacklevel=2)
-        judge = None
+        run = Optimization.of(
+            hm, recipe, localization, facts, corpus=corpus, budget=budget,
+            checkpointing=limits.gradient_checkpointing,
+        )  # fmt: skip
+        if run.runner.reason:
+            warnings.warn(f"the whole model is run at every step: {run.runner.reason}", stacklevel=2)
+        stopping = None
         if recipe.stop is not None and len(facts.forget):
-            judge = EarlyStopping.of(
-                hm, recipe.stop, recipe.objective, facts, descent.trained, runner=descent.runner, room=room
+            stopping = EarlyStopping.of(
+                hm, recipe.stop, recipe.objective, facts, run.trained, runner=run.runner, budget=budget
             )
         identity, saving = hm.identity, None
         if checkpoint is not None:
-            mark = fingerprint(descent, judge, model=identity, sites=localization)
+            mark = fingerprint(run, stopping, model=identity, sites=localization)
             saving = Checkpoints(Path(checkpoint), limits.checkpoint_every, mark)
             saving.prepare()
         try:
-            history = _fit(descent, judge, saving, progress=progress, callback=callback)
+            history = _fit(run, stopping, saving, progress=progress, callback=callback)
         finally:
-            descent.feed.release()
-    trained = descent.trained
-    deltas, step = (judge.best, judge.step) if judge and judge.best else (trained.snapshot(), len(history))
+            run.feed.release()
+    return replace(_edited(run, stopping, localization, history), made_on=identity, arch=hm.arch)
+
+
+def _edited(
+    run: Optimization, stopping: EarlyStopping | None, localization: Localization, history: Records
+) -> Edit:
+    """The edit of the best step, or of the last if none was measured."""
+    trained, deltas, step = run.trained, run.trained.snapshot(), len(history)
+    if stopping is not None and stopping.best:
+        deltas, step = stopping.best, stopping.step
     if not all(bool(delta.isfinite().all()) for delta in deltas):
         raise TrainingError(f"the weights are not finite after step {step}; {REMEDY}")
     return Edit(
         deltas=tuple(Delta(s, delta.cpu()) for s, delta in zip(trained.slices, deltas, strict=True)),
         localization=localization,
         shapes=trained.shapes,
-        made_on=identity,
-        recipe=recipe,
-        history=History(history, kept=step, title=recipe.summary),
+        recipe=run.recipe,
+        history=History(history, kept=step, title=run.recipe.summary),
         step=step,
-        arch=hm.arch,
     )
 
 
 def _require(hm: HookedModel, localization: Localization, facts: Facts) -> None:
-    """Refuse a place or facts that nothing can be fitted to."""
+    """Refuse a localization or facts that nothing can be fitted to."""
     if not isinstance(localization, Localization):
         raise LocalizationError(
             f"the localization is {localization!r}; give sites as a Localization, such as hm.sites.mlps() or "
@@ -198,7 +205,7 @@ def _require_limits(limits: object) -> None:
 
 
 def _require_options(recipe: Recipe, *, corpus: object, checkpoint: str | Path | None) -> None:
-    """Refuse options that are not what they should be, before anything is run."""
+    """Refuse a corpus or a folder that cannot be used, before anything is run."""
     if checkpoint is not None and Path(checkpoint).is_file():
         raise DataError(f"checkpoint is {str(checkpoint)!r}, which is a file; give a folder")
     read = any(read.split == "corpus" for read in recipe.objective.requests.values())
@@ -213,8 +220,8 @@ def _require_options(recipe: Recipe, *, corpus: object, checkpoint: str | Path |
 
 
 def _fit(
-    descent: Optimization,
-    judge: EarlyStopping | None,
+    run: Optimization,
+    stopping: EarlyStopping | None,
     saving: Checkpoints | None,
     *,
     progress: bool,
@@ -223,20 +230,21 @@ def _fit(
     """Take steps until the goal is reached or there are none left."""
     from tqdm.auto import tqdm
 
-    history, done = saving.load(descent, judge) if saving is not None else ([], False)
-    last = descent.recipe.steps
+    history, done = saving.load(run, stopping) if saving is not None else ([], False)
+    last = run.recipe.steps
     with tqdm(total=last, initial=len(history), disable=not progress, desc="edit", leave=False) as bar:
         while not done and len(history) < last:
             step = len(history) + 1
-            values = descent.step(step)
+            values = run.step(step)
             done = callback is not None and callback(step, values) is True
-            verdict = judge.judge(step) if judge is not None and (done or judge.due(step, last)) else {}
-            history.append({"step": float(step), **values, **verdict})
-            shown = {name: f"{value:.3f}" for name, value in {**values, **verdict}.items()}
+            shares: dict[str, float] = {}
+            if stopping is not None and (done or stopping.due(step, last)):
+                shares = stopping.measure(step)
+                done = done or stopping.stop.reached(**shares)
+            history.append({"step": float(step), **values, **shares})
+            shown = {name: f"{value:.3f}" for name, value in {**values, **shares}.items()}
             bar.set_postfix(shown, refresh=False)
             bar.update()
-            if verdict and judge is not None:
-                done = done or judge.stop.reached(**verdict)
             if saving is not None and (done or step == last or step % saving.every == 0):
-                saving.save(descent, judge, history, done=done)
+                saving.save(run, stopping, history, done=done)
     return history

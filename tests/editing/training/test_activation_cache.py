@@ -71,22 +71,22 @@ def test_what_is_kept_does_not_depend_on_the_order_of_first_use(order: list[list
         for i, found in zip(examples, store.get(examples), strict=True):
             assert torch.equal(found, rows(i, chunk_of(i, size)))
     assert len(set(source.asked)) == len(source.asked), "no chunk is computed twice"
-    assert store.passes == sum(map(len, source.asked)) <= len(store) == len(COUNTS)
+    assert store.computed == sum(map(len, source.asked)) <= len(store) == len(COUNTS)
 
 
 @given(orders, st.integers(1, 8), st.integers(0, 30), st.integers(0, 30))
 def test_bounds_hold_and_every_row_is_right(
     order: list[list[int]], size: int, memory: int, disk: int
 ) -> None:
-    room = CacheBudget(memory * ROW, disk * ROW, None)
-    stores = [ActivationCache.of(COUNTS, Source(), room, width=ROW, chunk=size) for _ in range(3)]
+    budget = CacheBudget(memory * ROW, disk * ROW, None)
+    stores = [ActivationCache.of(COUNTS, Source(), budget, width=ROW, chunk=size) for _ in range(3)]
     for store, examples in zip(itertools.cycle(stores), order, strict=False):
         for i, found in zip(examples, store.get(examples), strict=True):
             # Right up to what was computed beside it.
             assert (found - rows(i, [])).abs().max() < 2e-4
         held = [store._flat.nbytes for store in stores if store._flat is not None]
-        assert room.memory >= 0 and room.disk >= 0
-        assert sum(held) <= (memory + disk) * ROW - room.memory - room.disk
+        assert budget.memory >= 0 and budget.disk >= 0
+        assert sum(held) <= (memory + disk) * ROW - budget.memory - budget.disk
 
 
 @given(orders, st.integers(1, 8), st.integers(0, 25))
@@ -98,7 +98,7 @@ def test_what_fits_is_kept_and_the_rest_is_computed_at_each_use(
     store.get(order[0])
     ends = list(itertools.accumulate(COUNTS))
     fits = [i for i, end in enumerate(ends) if end <= memory]
-    assert store.whole == len(fits)
+    assert store.fitting == len(fits)
     for examples in order:
         once = len(source.asked)
         first, second = store.get(examples), store.get(examples)
@@ -111,12 +111,12 @@ def test_what_fits_is_kept_and_the_rest_is_computed_at_each_use(
 
 
 def test_room_is_taken_from_memory_first_and_from_the_disk_when_memory_is_full(tmp_path: Path) -> None:
-    room = CacheBudget(sum(COUNTS) * ROW, sum(COUNTS) * ROW + 7, tmp_path)
-    stores = [ActivationCache.of(COUNTS, Source(), room, width=ROW) for _ in range(3)]
+    budget = CacheBudget(sum(COUNTS) * ROW, sum(COUNTS) * ROW + 7, tmp_path)
+    stores = [ActivationCache.of(COUNTS, Source(), budget, width=ROW) for _ in range(3)]
     for store in stores:
         store.get([0])
-    assert [store.whole for store in stores] == [len(COUNTS), len(COUNTS), 0]
-    assert (room.memory, room.disk) == (0, 0)
+    assert [store.fitting for store in stores] == [len(COUNTS), len(COUNTS), 0]
+    assert (budget.memory, budget.disk) == (0, 0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,7 +124,7 @@ def test_what_is_kept_on_disk_is_in_a_file_that_is_not_there(tmp_path: Path) -> 
     source = Source()
     store = ActivationCache.of(COUNTS, source, CacheBudget(0, 1 << 20, tmp_path), width=ROW, chunk=3)
     before = store.get([6, 0])
-    assert list(tmp_path.iterdir()) == [] and store.whole == len(COUNTS)
+    assert list(tmp_path.iterdir()) == [] and store.fitting == len(COUNTS)
     again = store.get([0, 6])
     assert source.asked == [(0, 1, 2), (6,)]
     assert torch.equal(before[0], again[1]) and torch.equal(before[1], again[0])
@@ -217,20 +217,20 @@ def test_what_was_kept_is_let_go_as_soon_as_training_ends(monkeypatch: pytest.Mo
 )
 @pytest.mark.parametrize("memory", [0, 5000, 40_000, 80_000, 1 << 20])
 def test_training_and_judging_together_stay_within_the_bound(memory: int, objective: Any) -> None:
-    hm, room = model(), CacheBudget(memory, 0, None)
+    hm, budget = model(), CacheBudget(memory, 0, None)
     recipe = Recipe(objective, steps=9, batch_size=4)
-    options: dict[str, Any] = {"corpus": None, "room": room, "checkpointing": False}
-    descent = Optimization.of(hm, recipe, Localization(["L2.mlp"]), MANY, **options)
-    judge = EarlyStopping.of(hm, Stop(), objective, MANY, descent.trained, runner=descent.runner, room=room)
+    options: dict[str, Any] = {"corpus": None, "budget": budget, "checkpointing": False}
+    run = Optimization.of(hm, recipe, Localization(["L2.mlp"]), MANY, **options)
+    stopping = EarlyStopping.of(hm, Stop(), objective, MANY, run.trained, runner=run.runner, budget=budget)
     for step in range(1, 7):
-        descent.step(step)
-        judge.judge(step)
+        run.step(step)
+        stopping.measure(step)
         stores = [
             store
-            for source in descent.feed.sources.values()
+            for source in run.feed.sources.values()
             for store in (*source.states, *(s for found in source.references for s in found.values()))
         ]
         held = sum(s._flat.nbytes for s in stores if s is not None and s._flat is not None)
-        held += sum(state.nbytes for state in judge._memory.values())
-        assert held <= memory - room.memory and room.memory >= 0
+        held += sum(state.nbytes for state in stopping._memory.values())
+        assert held <= memory - budget.memory and budget.memory >= 0
     assert held >= 0.5 * min(memory, 60_000)

@@ -221,7 +221,7 @@ def test_every_use_of_a_tied_weight_is_put_in() -> None:
     name = "transformer.wte.weight"
     runner = Runner.of(hm, [name], entry=0)
     other = hm.params[name].detach() + 0.1
-    runner.put({name: other})
+    runner.set_weights({name: other})
     tokens = hm.to_tokens("in pens")
     found = runner.run(tokens, torch.ones_like(tokens), columns=torch.arange(tokens.shape[1])).logits
     assert torch.equal(found, hm.fork({name: other}).hf(input_ids=tokens).logits)
