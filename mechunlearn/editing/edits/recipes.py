@@ -1,7 +1,6 @@
-"""How an edit was made, as a value: enough to make it again elsewhere.
+"""How an edit was made, as a value that is enough to make it again elsewhere.
 
-An audit refits the same recipe on random localizations, so that what an edit achieved can be told from
-what any edit of that size achieves.
+An audit refits the recipe on random localizations, to compare an edit with any edit of its size.
 """
 
 from __future__ import annotations
@@ -150,8 +149,8 @@ class Recipe:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        known = not isinstance(self.objective, type) and isinstance(self.objective, Objective)
-        require(known, "objective", self.objective, "an objective such as objectives.Inject()")
+        fine = not isinstance(self.objective, type) and isinstance(self.objective, Objective)
+        require(fine, "objective", self.objective, "an objective such as objectives.Inject()")
         whole(0, steps=self.steps)
         whole(1, batch_size=self.batch_size)
         above(0, lr=self.lr)

@@ -178,7 +178,7 @@ def _edited(
         localization=localization,
         shapes=trained.shapes,
         recipe=run.recipe,
-        history=History(history, kept=step, title=run.recipe.summary),
+        history=History(history, step=step, title=run.recipe.summary),
         step=step,
     )
 

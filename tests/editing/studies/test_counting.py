@@ -120,7 +120,7 @@ def test_the_table_and_the_histories_are_by_count() -> None:
     assert set(frame["n"][(frame["facts"] == "forget") & (frame["count"] == 2)]) == {2}
     assert set(frame["model"][frame["count"] == 0]) == {"untouched"}
     assert [len(history) for history in curve().histories.values()] == [2, 2]
-    assert curve().histories[4].kept == 2
+    assert curve().histories[4].step == 2
 
 
 def test_the_figure_has_a_curve_for_every_phrasing_and_the_untouched_model_at_0() -> None:
