@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
-from mechunlearn.models import loading
+from mechunlearn.models import identity, loading
 from mechunlearn.models.arch import Arch, HookIndex, Slice
 from mechunlearn.models.running import RunMethods
 from mechunlearn.models.weights import Views
@@ -159,8 +159,8 @@ class HookedModel(RunMethods, Views):
 
     @property
     def identity(self) -> str:
-        """Sixteen hexadecimal digits that change when any weight does (computed anew at each call)."""
-        return loading.identity(self.params)
+        """Sixteen hexadecimal digits that change when any weight does (see :meth:`sync`)."""
+        return identity.identity(self)
 
     def __repr__(self) -> str:
         """Family, sizes, precision and edits on a few lines."""
@@ -236,7 +236,8 @@ class HookedModel(RunMethods, Views):
         return self.arch.hooks(found)
 
     def sync(self) -> None:
-        """Refresh what the bridge holds copies of; call it after writing into ``params`` in place."""
+        """Notice what was written into ``params`` in place: in the bridge's copies, and in the identity."""
+        identity.clear(self)
         if "bridge" in self.__dict__:
             loading.sync(self.bridge, self.arch, self.params)
 

@@ -16,7 +16,6 @@ by other libraries or saved. Therefore:
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -290,13 +289,3 @@ def sync(bridge: TransformerBridge, arch: Arch, params: Mapping[str, Tensor]) ->
         if held.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
             value = part.of(source)
             held.copy_(value.T if part.axis == 1 else value)
-
-
-def identity(params: Mapping[str, Tensor]) -> str:
-    """Sixteen hexadecimal digits that change when any weight, name, shape or precision does."""
-    digest = hashlib.sha256()
-    for name in sorted(params):
-        tensor = params[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

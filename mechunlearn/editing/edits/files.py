@@ -105,7 +105,7 @@ def _fields(record: Mapping[str, Any], tensors: Sequence[Tensor]) -> dict[str, A
         "shapes": {name: tuple(size) for name, size in sizes.items()},
         "made_on": record["made_on"],
         "recipe": recipe,
-        "history": History(record["history"], kept=record["step"], title=recipe.summary if recipe else ""),
+        "history": History(record["history"], step=record["step"], title=recipe.summary if recipe else ""),
         "step": record["step"],
         "arch": arch,
         "versions": record["versions"],

@@ -81,8 +81,8 @@ class Demo:
         return [
             f"Draws: {draws}; seeds are the draws' numbers. Every edit: Inject on two phrasings, at most "
             f"{STEPS} steps, the lowest learning rate of {RATES} that reaches {STOP.goal:.0%} new answers "
-            f"on validation phrasings with {STOP.keep:.0%} retained. Intervals: 95 %, bootstrap over people. "
-            f"{self.seconds:.0f} s on {self.cores} cores.",
+            f"on validation phrasings with {STOP.min_retention:.0%} retained. "
+            f"Intervals: 95 %, bootstrap over people. {self.seconds:.0f} s on {self.cores} cores.",
             *places,
         ]
 
