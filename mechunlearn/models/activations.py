@@ -21,7 +21,7 @@ from torch import Tensor
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
-from mechunlearn.errors import HookError, ScoresError, SiteError, one_of, require_positive
+from mechunlearn.errors import HookError, ScoresError, one_of, require_positive
 from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hook_checks import check_name, never_fired
 from mechunlearn.models.hooked import HookedModel
@@ -36,28 +36,15 @@ class _Complete(Exception):
 def probe_sites(hm: HookedModel) -> list[Site]:
     """The sites to read: the embedding, then every layer's ``resid_mid`` and ``resid_post``.
 
-    Families that run attention and MLP in parallel (GPT-NeoX) have no ``resid_mid``.
+    Models that run attention and MLP in parallel (most GPT-NeoX) have no ``resid_mid``.
 
     Example:
         >>> [str(site) for site in probe_sites(mu.world.model())][:3]
         ['L0.resid_pre', 'L0.resid_mid', 'L0.resid_post']
     """
+    kinds = ("resid_post",) if hm.arch.parallel else ("resid_mid", "resid_post")
     layers = range(hm.arch.shape.n_layers)
-    after = [Site(kind, layer) for layer in layers for kind in ("resid_mid", "resid_post")]
-    return [Site("resid_pre", 0), *(site for site in after if site.kind != "resid_mid" or has_mid(hm))]
-
-
-def has_mid(hm: HookedModel) -> bool:
-    """Whether there is a residual stream between attention and MLP; not where they run in parallel.
-
-    Example:
-        >>> has_mid(mu.world.model())
-        True
-    """
-    try:
-        return bool(hm.arch.hooks(Site("resid_mid", 0)))
-    except SiteError:
-        return False
+    return [Site("resid_pre", 0), *(Site(kind, layer) for layer in layers for kind in kinds)]
 
 
 def states_at(

@@ -126,12 +126,15 @@ class Arch:
         shape: how many layers, heads, key-value heads and neurons there are.
         d_head: width of one head.
         sizes: the shape of every parameter by name.
+        parallel: whether a block's MLP reads what its attention reads, and not the sum that attention leaves;
+            there is no ``resid_mid`` then. It matters for hooks only.
     """
 
     architecture: str
     shape: Shape
     d_head: int
     sizes: Mapping[str, torch.Size]
+    parallel: bool = False
 
     @classmethod
     def of(cls, architecture: str, config: Any, params: Mapping[str, Tensor]) -> Arch:
@@ -162,7 +165,9 @@ class Arch:
             gated="gate" in row.names,
         )
         d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(architecture, shape, d_head, sizes)
+        # GPT-NeoX comes in both kinds, so the model decides and not the name of its family.
+        parallel = bool(getattr(config, "use_parallel_residual", False))
+        return cls(architecture, shape, d_head, sizes, parallel)
 
     @property
     def prepends_bos(self) -> bool:
@@ -249,14 +254,14 @@ class Arch:
         """Where a site is read and written: the names of its hooks, and its index on their head axis.
 
         Raises:
-            SiteError: for ``resid_mid`` of a family whose attention and MLP run in parallel.
+            SiteError: for ``resid_mid`` of a model whose attention and MLP run in parallel.
         """
         if site.kind == "embed":
             return (HookIndex("hook_embed"),)
         block = f"blocks.{site.layer}."
         if site.kind == "kv":
             return tuple(HookIndex(f"{block}attn.hook_{part}", site.index) for part in self._parts(site))
-        if site.kind == "resid_mid" and not self._family.has_mid:
+        if site.kind == "resid_mid" and self.parallel:
             raise SiteError(
                 f"{self.architecture} runs attention and MLP in parallel, so there is no {site}; "
                 f"use L{site.layer}.resid_post"

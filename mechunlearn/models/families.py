@@ -27,7 +27,6 @@ class Family(NamedTuple):
         names: the matrices of a block by part: ``q k v o in gate out``.
         layout: how Q, K and V share a matrix.
         outputs_axis: the axis of a matrix that counts its outputs.
-        has_mid: whether there is a residual stream between attention and MLP (not if they run in parallel).
         prepends_bos: whether the family's models were trained with a BOS token in front.
         softmax32: whether TransformerLens computes the softmax of attention in float32 whatever the precision
             is. Hugging Face's eager attention then does too; its faster sdpa never does.
@@ -38,7 +37,6 @@ class Family(NamedTuple):
     names: Mapping[str, str]
     layout: Literal["split", "joined", "interleaved"] = "split"
     outputs_axis: int = 0
-    has_mid: bool = True
     prepends_bos: bool = True
     softmax32: bool = True
 
@@ -59,7 +57,6 @@ _NEOX = Family(
            "v": "attention.query_key_value", "o": "attention.dense",
            "in": "mlp.dense_h_to_4h", "out": "mlp.dense_4h_to_h"},
     layout="interleaved",
-    has_mid=False,
     prepends_bos=False,
     softmax32=False,
 )  # fmt: skip

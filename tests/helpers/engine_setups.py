@@ -64,7 +64,7 @@ def some_sites(hm: HookedModel) -> list[tuple[Site, ...]]:
         (Site(keys, 0, 0, "k"), Site(keys, 0, 0, "v"), Site("pattern", last, 0), Site("neuron", last, 1)),
         (Site("resid_pre", 0), Site("resid_pre", last)),
     ]
-    if hm.arch.architecture != "GPTNeoXForCausalLM":
+    if not hm.arch.parallel:
         mids = [Site("resid_mid", layer) for layer in (0, last)]
         sets += [
             *((mid,) for mid in mids),

@@ -45,7 +45,7 @@ def deep(family: str) -> HookedModel:
 def receiver_sets(hm: HookedModel) -> list[list[str] | None]:
     """Every kind of receiver, with others in the same layer and in others, and values alone."""
     keys = "kv" if hm.arch.shape.grouped else "head"
-    middle = [] if hm.arch.architecture == "GPTNeoXForCausalLM" else ["L2.resid_mid"]
+    middle = [] if hm.arch.parallel else ["L2.resid_mid"]
     return [
         None,
         ["L2.head[3].q", f"L2.{keys}[1].v", f"L3.{keys}[0].k"],

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from helpers import tiny_models
 from helpers.patching_twin import full_softmax as full_softmax
 from helpers.path_twin import SENDERS, Setup, deep
 from helpers.tiny_models import VOCAB, hf_model, memory_tokenizer
 from torch import Tensor
 
 from mechunlearn.localization.engine.block_functions import Parts
+from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.path_patching.paths import Route
+from mechunlearn.models.activations import probe_sites
 from mechunlearn.models.hooked import HookedModel
 
 
-def test_the_parts_of_every_family_are_trusted_in_any_precision(hm: HookedModel, family: str) -> None:
+def test_the_parts_of_every_family_are_trusted_in_any_precision(hm: HookedModel) -> None:
     for model in (hm, hm.to(torch.bfloat16)):
         assert Parts.of(model).reason == ""
-        assert Parts.of(model).parallel == (family == "neox")
+
+
+def test_the_loaded_model_says_whether_its_blocks_are_parallel() -> None:
+    with patch.dict(tiny_models._COMMON, use_parallel_residual=False):
+        hm = HookedModel.from_hf(hf_model("neox"), memory_tokenizer()).to(torch.float64)
+    assert not hm.arch.parallel
+    assert Parts.of(hm).reason == Engine.of(hm).reason == Engine.of(hm).slower == ""
+    assert [str(site) for site in probe_sites(hm)][1:3] == ["L0.resid_mid", "L0.resid_post"]
 
 
 @torch.no_grad()
@@ -39,7 +50,7 @@ def test_queries_keys_values_heads_and_mlps_are_those_of_a_run(hm: HookedModel) 
         bias = getattr(hm.bridge.blocks[layer].attn, "b_O", None)
         out = out if bias is None else out + bias
         close(parts.normed(layer, out), cache[f"{block}hook_attn_out"][0])
-        middle = stream if parts.parallel else stream + cache[f"{block}hook_attn_out"][0]
+        middle = stream if hm.arch.parallel else stream + cache[f"{block}hook_attn_out"][0]
         close(parts.mlp(layer, middle), cache[f"{block}hook_mlp_out"][0])
 
 

@@ -9,7 +9,7 @@ import torch
 from helpers.tiny_facts import tiny_facts
 
 from mechunlearn.errors import HookError, ScoresError
-from mechunlearn.models.activations import capture, has_mid, probe_sites, states_at
+from mechunlearn.models.activations import capture, probe_sites, states_at
 from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hooked import HookedModel
 
@@ -29,7 +29,7 @@ def test_states_are_read_where_they_are_asked_for(llama: HookedModel, at: str) -
 
 def test_every_layer_is_read_and_parallel_blocks_have_no_middle(hm: HookedModel, family: str) -> None:
     names = list(map(str, probe_sites(hm)))
-    assert has_mid(hm) == (family != "neox")
+    assert hm.arch.parallel == (family == "neox")
     middle = [] if family == "neox" else ["L0.resid_mid", "L1.resid_mid"]
     assert set(names) == {"L0.resid_pre", "L0.resid_post", "L1.resid_post", *middle}
 

@@ -134,7 +134,7 @@ def test_states_have_hooks_and_no_weights(llama: HookedModel) -> None:
 
 
 def test_every_state_of_every_family_is_hooked_where_it_says(hm: HookedModel) -> None:
-    parallel = hm.arch.architecture == "GPTNeoXForCausalLM"
+    parallel = hm.arch.parallel
     states = [Site("resid_pre", 1), Site("resid_post", 1), Site("pattern", 1, 2), Site("embed")]
     for site in [*states, *([] if parallel else [Site("resid_mid", 1)])]:
         (point,) = hm.hook_points(site)

@@ -165,7 +165,7 @@ def _one_sender(
     graph, runs = sums.graph, sums.tiled(len(change) // len(sums.asked))
     heads, later = change.ndim == 4, range(layer + 1, len(graph.layers))
     # A layer's own MLP reads its heads, unless the two run in parallel.
-    own = [graph.mlp_reading(layer)] if heads and not graph.parallel else []
+    own = [graph.mlp_reading(layer)] if heads and not graph.hm.arch.parallel else []
     posts = graph.post_norm(layer) if heads else []
     metric, taps = tapped(sums.hm, runs, [*posts, *own, *graph.taps(later)], hooks=[between])
     gradients = slopes(metric, taps, [*own, *graph.readings(later)], keep=True)

@@ -24,7 +24,6 @@ from transformer_lens.hook_points import HookPoint
 
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.attribution.gradients import START
-from mechunlearn.models.activations import has_mid
 from mechunlearn.models.hooked import HookedModel
 
 _CACHED = 1 << 18
@@ -73,11 +72,6 @@ class Graph:
         queries = [Site("head", layer, head, "q") for head in range(shape.n_heads)]
         return queries + [Site(kind, layer, unit, part) for part in "kv" for unit in range(count)]
 
-    @property
-    def parallel(self) -> bool:
-        """Whether a block's MLP reads the stream before its own attention has written."""
-        return not has_mid(self.hm)
-
     def heads(self, layer: int) -> slice:
         """The places of a layer's heads among the senders."""
         start = 1 + layer * (self._heads + 1)
@@ -103,7 +97,7 @@ class Graph:
         for layer in self.layers:
             columns = self.columns(layer)
             found[: self.heads(layer).start, columns] = True
-            found[self.heads(layer), columns.stop - 1] = not self.parallel
+            found[self.heads(layer), columns.stop - 1] = not self.hm.arch.parallel
         found[:, -1] = True
         return found
 

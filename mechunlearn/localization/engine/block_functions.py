@@ -6,14 +6,13 @@
 2. Norms and MLPs are the model's own modules, and matrices are views of its weights, as they are now. Hooks
    are passed by.
 3. Once per model, every part of every layer has to reproduce two runs of the model on a few tokens. A model
-   on which one does not is given a reason, and nothing is computed with its parts. The same runs tell whether
-   MLPs read what attention has written, or run in parallel to it.
+   on which one does not is given a reason, and nothing is computed with its parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,7 +34,6 @@ class Parts:
     Args:
         hm: the model; its weights are read when they are used.
         reason: why the parts are not to be trusted; empty if they are.
-        parallel: whether the MLP reads what attention reads, and not what attention has written.
 
     Example:
         >>> Parts.of(mu.world.model()).reason
@@ -44,7 +42,6 @@ class Parts:
 
     hm: HookedModel
     reason: str = ""
-    parallel: bool = False
 
     @classmethod
     def of(cls, hm: HookedModel) -> Parts:
@@ -53,7 +50,7 @@ class Parts:
             return cls(hm, "somebody's hooks are in the model, which closed forms would pass by")
         if hm not in _CHECKED:
             _CHECKED[hm] = _checked(cls(hm))
-        return cls(hm, *_CHECKED[hm])
+        return cls(hm, _CHECKED[hm])
 
     def post_norm(self, layer: int) -> bool:
         """Whether a norm follows attention before its output joins the stream."""
@@ -113,8 +110,8 @@ def _normed(norm: Any, tokens: Float[Tensor, "token d_model"]) -> Float[Tensor, 
     return found
 
 
-def _checked(parts: Parts) -> tuple[str, bool]:
-    """Say which part does not reproduce the model, if any, and whether attention and MLP run in parallel."""
+def _checked(parts: Parts) -> str:
+    """Say which part does not reproduce the model; empty if all do."""
     hm = parts.hm
     layers = range(hm.arch.shape.n_layers)
     inner = [f"attn.hook_{kind}" for kind in ("q", "k", "v", "pattern", "z")]
@@ -124,18 +121,14 @@ def _checked(parts: Parts) -> tuple[str, bool]:
     try:
         with torch.no_grad():
             one, two = (capture(hm, batch, keep=names) for batch in prompts(hm))
-            # A model whose parts fail is taken to run in sequence: then nothing is ruled out beforehand.
-            parallel = all(_side_by_side(parts, layer, one) for layer in layers)
-            found = replace(parts, parallel=parallel)
-            whole = (
-                _attention(found, layer, one, two) or _feedforward(found, layer, one) for layer in layers
+            reasons = (
+                _attention(parts, layer, one, two) or _feedforward(parts, layer, one) for layer in layers
             )
-            reason = next((why for why in whole if why), None) or _embedding(one, two)
-            return reason or "", parallel and not reason
+            return next(filter(None, reasons), None) or _embedding(one, two) or ""
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
-        return f"a part of a block could not be run on its own ({type(error).__name__}: {error})", False
+        return f"a part of a block could not be run on its own ({type(error).__name__}: {error})"
 
 
 def _attention(parts: Parts, layer: int, one: Run, two: Run) -> str | None:
@@ -159,26 +152,13 @@ def _attention(parts: Parts, layer: int, one: Run, two: Run) -> str | None:
 
 def _feedforward(parts: Parts, layer: int, run: Run) -> str | None:
     """Compare what the MLP writes, and the sum over the block."""
-    before, written, mlp = _writes(layer, run)
-    if not close(parts.mlp(layer, before if parts.parallel else before + written), mlp):
+    before = _flat(run.resid[layer])
+    written, mlp = (_flat(run.kept[f"blocks.{layer}.hook_{part}_out"]) for part in ("attn", "mlp"))
+    if not close(parts.mlp(layer, before if parts.hm.arch.parallel else before + written), mlp):
         return f"L{layer}: the MLP does more than read the stream through its norm"
     if not close(before + written + mlp, _flat(run.resid[layer + 1])):
         return f"L{layer}: the block adds more to the stream than attention and MLP"
     return None
-
-
-def _side_by_side(parts: Parts, layer: int, run: Run) -> bool:
-    """Whether the MLP's output is rather that for the stream before attention than for the one after it."""
-    before, written, mlp = _writes(layer, run)
-    apart = [(parts.mlp(layer, resid) - mlp).abs().max() for resid in (before, before + written)]
-    return bool(apart[0] < apart[1])
-
-
-def _writes(layer: int, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """The stream before a block, and what attention and MLP write."""
-    written = (run.kept[f"blocks.{layer}.{kind}"] for kind in ("hook_attn_out", "hook_mlp_out"))
-    attention, mlp = map(_flat, written)
-    return _flat(run.resid[layer]), attention, mlp
 
 
 def _embedding(one: Run, two: Run) -> str | None:
@@ -192,4 +172,4 @@ def _flat(activation: Float[Tensor, "row pos width"]) -> Float[Tensor, "token wi
     return activation.flatten(0, 1)
 
 
-_CHECKED: WeakKeyDictionary[HookedModel, tuple[str, bool]] = WeakKeyDictionary()
+_CHECKED: WeakKeyDictionary[HookedModel, str] = WeakKeyDictionary()

@@ -56,7 +56,7 @@ def run_components(
     attended = _attention(hm, block, normed, call, before, wanted)
     if hasattr(block, "ln1_post"):
         attended = plain(block.ln1_post)(attended)
-    if "hook_resid_mid" not in block.hook_aliases:
+    if hm.arch.parallel:
         return stream + attended + mlp_out(block, plain(block.ln2)(stream))
     middle = stream + attended
     written = mlp_out(block, plain(block.ln2)(middle))

@@ -43,7 +43,6 @@ from mechunlearn.localization.fact_lookup.preference import require_preference
 from mechunlearn.localization.patching.answer_metrics import Measure, answer_rows
 from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
 from mechunlearn.localization.patching.pairs import Pairs
-from mechunlearn.localization.probing.linear_probes import has_mid
 from mechunlearn.localization.probing.probe import probe
 from mechunlearn.localization.subject_swaps import Swaps, swap_subjects
 from mechunlearn.models.hooked import HookedModel
@@ -176,10 +175,11 @@ def _gains(
     layers = range(hm.arch.shape.n_layers)
     after = np.array([by_site[Site("resid_post", layer)] for layer in layers])
     before = np.array([by_site[Site("resid_pre", 0)], *after[:-1]])
-    between = np.array([by_site[Site("resid_mid", layer)] for layer in layers]) if has_mid(hm) else before
+    parallel = hm.arch.parallel
+    between = before if parallel else np.array([by_site[Site("resid_mid", layer)] for layer in layers])
     gains = after - between
     low = np.array([bootstrap_interval(gain, seed=seed).low for gain in gains])
-    if not has_mid(hm):
+    if parallel:
         return gains.mean(1), low, {}
     sites = [Site("attn", layer) for layer in layers]
     attention = Scores.of(

@@ -75,7 +75,7 @@ class Route:
         sending = _senders(hm, senders)
         receiving = tuple(dict.fromkeys(each for site in _receivers(receivers) for each in _read(hm, site)))
         writes = writes_of(hm, receiving)
-        return cls(sending, receiving, mlps, writes, Parts.of(hm).parallel, hm.arch.shape.n_layers)
+        return cls(sending, receiving, mlps, writes, hm.arch.parallel, hm.arch.shape.n_layers)
 
     def sends(self, site: Site) -> int:
         """When a component writes."""

@@ -25,7 +25,7 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import FactError, ScoresError, one_of
-from mechunlearn.models.activations import Position, has_mid, probe_sites, states_at
+from mechunlearn.models.activations import Position, probe_sites, states_at
 from mechunlearn.models.hooked import HookedModel
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "check_reader",
     "fit_linear",
     "fit_probes",
-    "has_mid",
     "in_parallel",
     "probe_sites",
     "require_two",
