@@ -20,10 +20,11 @@ from benchmarks.works.reading import Difference
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.path_patching.paths import Route
 from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 
 
@@ -48,7 +49,7 @@ def direct_paths(setting: PatchTask) -> Work:
 
 def captured(setting: PatchTask, prompts: Prompts, route: Route) -> Sending:
     """Both runs, with what the route needs of them."""
-    run = capture(setting.hm, Batch.of_tokens(prompts.clean), keep=route.kept_by_run(Parts.of(setting.hm)))
+    run = cached_run(setting.hm, Batch.of_tokens(prompts.clean), route.kept_by_run(Parts.of(setting.hm)))
     source = activations(setting.hm, Batch.of_tokens(prompts.corrupt), route.kept_by_source())
     return Sending.everywhere(run, source, Difference(prompts))
 

@@ -17,9 +17,10 @@ from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
 from benchmarks.works.reading import Difference
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import Run, activations, capture
+from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.engine.patches import Jobs, Write, writes_of
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 
 
@@ -49,17 +50,17 @@ def _resid(setting: PatchTask, name: str, prompts: Prompts, *, target: float, no
     )
 
 
-def captured(setting: PatchTask, prompts: Prompts) -> tuple[Run, Mapping[str, Tensor]]:
+def captured(setting: PatchTask, prompts: Prompts) -> tuple[CachedRun, Mapping[str, Tensor]]:
     """The corrupted run, and the clean activations."""
     names = [write.name for some in _writes(setting) for write in some]
-    run = capture(setting.hm, Batch.of_tokens(prompts.corrupt), keep=names)
+    run = cached_run(setting.hm, Batch.of_tokens(prompts.corrupt), names)
     return run, activations(setting.hm, Batch.of_tokens(prompts.clean), names)
 
 
 def swept(
     setting: PatchTask,
     prompts: Prompts,
-    state: tuple[Run, Mapping[str, Tensor]],
+    state: tuple[CachedRun, Mapping[str, Tensor]],
     *,
     budget: int | None = None,
 ) -> Float[Tensor, "site row"]:

@@ -14,9 +14,10 @@ from helpers.patching_twin import AllLogits, Prompt, logits, ragged, values, wri
 from helpers.patching_twin import full_softmax as full_softmax
 from helpers.tiny_models import VOCAB, hf_model, memory_tokenizer
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 LENGTHS = (7, 20, 1)
@@ -104,7 +105,7 @@ class Setup:
         jobs = Jobs.grid(table, some_places(lengths))
         order = torch.randperm(len(jobs), generator=torch.Generator().manual_seed(0))
         self.jobs = jobs.pick(order[: int(share * len(jobs))])
-        self.run = capture(hm, ragged(self.own), keep=self.jobs.names)
+        self.run = cached_run(hm, ragged(self.own), self.jobs.names)
         self.source = activations(hm, ragged(self.others), self.jobs.names)
         size = torch.tensor(lengths)
         self.read = AllLogits.at(hm, torch.stack([size - 1, size // 2], dim=1))

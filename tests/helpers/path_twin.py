@@ -16,10 +16,11 @@ from helpers.patching_twin import AllLogits, Change, Prompt, logits, ragged, val
 from helpers.tiny_models import VOCAB, hf_model, memory_tokenizer
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.path_patching.paths import Route
 from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 LENGTHS = (6, 3)
@@ -144,7 +145,7 @@ class Setup:
         self.where[0, 0, 1 : lengths[0] - 1] = False
 
     def sweep(self, route: Route, *, budget: int | None = None, same: bool = False) -> Tensor:
-        run = capture(self.hm, ragged(self.own), keep=route.kept_by_run(Parts.of(self.hm)))
+        run = cached_run(self.hm, ragged(self.own), route.kept_by_run(Parts.of(self.hm)))
         source = activations(self.hm, ragged(self.own if same else self.others), route.kept_by_source())
         sending = Sending(run, source, torch.arange(len(self.own)), self.where, self.read)
         return path_sweep(Engine.of(self.hm, budget=budget), route, sending)[:, 0]

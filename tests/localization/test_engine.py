@@ -9,7 +9,7 @@ from helpers.patching_twin import AllLogits, ragged
 from helpers.patching_twin import full_softmax as full_softmax
 
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
 
 
@@ -54,7 +54,7 @@ def test_what_changes_nothing_is_the_baseline_bit_for_bit(family: str) -> None:
     setup = Setup(hm, some_sites(hm)[::2])
     for engine in tiers(hm)[:2]:
         baseline = engine.baseline(setup.run, setup.read)[setup.jobs.row]
-        setup.source, other = dict(setup.run.kept), setup.source
+        setup.source, other = dict(setup.run.activations), setup.source
         assert torch.equal(setup.sweep(engine), baseline)
         setup.source = other
         # Nowhere at all; then at the last position, where only the middle is read.
@@ -85,7 +85,7 @@ def test_patching_everything_gives_the_other_run(family: str) -> None:
     everywhere = setup.jobs.pick(
         (setup.jobs.where == setup.run.batch.mask.bool()[setup.jobs.row]).all(1).nonzero()[:, 0]
     )
-    others = capture(hm, ragged(setup.others))
+    others = cached_run(hm, ragged(setup.others))
     for engine in tiers(hm):
         wanted = engine.baseline(others, setup.read)[everywhere.row]
         torch.testing.assert_close(setup.sweep(engine, everywhere), wanted, **TIGHT)

@@ -21,9 +21,10 @@ from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine import block_calls as calls
 from mechunlearn.localization.engine import fused_block as components
 from mechunlearn.localization.engine import readout as reading
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 SIZE = 5
@@ -68,7 +69,7 @@ def test_any_sites_anywhere_equal_the_hooked_run_and_the_twin(data: st.DataObjec
     jobs = Jobs(
         tuple(writes_of(hm, sites) for sites in sets), torch.arange(count), columns[0], columns[1], where
     )
-    run, source = capture(hm, ragged(own), keep=jobs.names), activations(hm, ragged(others), jobs.names)
+    run, source = cached_run(hm, ragged(own), jobs.names), activations(hm, ragged(others), jobs.names)
     wanted = []
     for sites, row, given_row, at in zip(sets, *(column.tolist() for column in columns), where, strict=True):
         changes = writes(hm, sites, values(hm, Prompt(others[given_row])), at.nonzero()[:, 0])
@@ -96,14 +97,14 @@ def test_an_edit_between_two_sweeps_is_seen(name: str) -> None:
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, hm: HookedModel) -> None:
-    monkeypatch.setattr(calls.Prefix, "update", lambda self, keys, values, *more, **other: (keys, values))
+    monkeypatch.setattr(calls.PrefixCache, "update", lambda self, keys, values, *_, **__: (keys, values))
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, hm: HookedModel) -> None:
     def update(self: Any, *given: Any, **other: Any) -> Any:
         raise TypeError("no such cache")
 
-    monkeypatch.setattr(calls.Prefix, "update", update)
+    monkeypatch.setattr(calls.PrefixCache, "update", update)
 
 
 def look_ahead(monkeypatch: pytest.MonkeyPatch, hm: HookedModel) -> None:
@@ -246,7 +247,7 @@ def test_whatever_happens_the_model_is_as_it_was(error: BaseException | None) ->
         with pytest.raises(type(error)), hm.hooks([("blocks.1.hook_mlp_out", raises(error))]):
             setup.sweep(engine)
         with pytest.raises(type(error)), hm.hooks([("blocks.1.hook_mlp_out", raises(error))]):
-            capture(hm, ragged(setup.own))
+            cached_run(hm, ragged(setup.own))
     assert before == (weights(hm), hooks_of(hm), [(p.requires_grad, p.grad) for p in hm.params.values()])
 
 

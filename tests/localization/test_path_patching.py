@@ -20,7 +20,7 @@ from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError
 from mechunlearn.localization.engine import block_functions as engine_parts
 from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.patching.corruption import Noise
 from mechunlearn.localization.path_patching.hooks import path_hooks
@@ -28,6 +28,7 @@ from mechunlearn.localization.path_patching.patch import path_patch
 from mechunlearn.localization.path_patching.paths import Route
 from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
 from mechunlearn.localization.subject_swaps import swap_subjects
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 close = torch.testing.assert_close
@@ -89,7 +90,7 @@ def test_a_receiver_that_is_not_after_the_sender_changes_nothing_bit_for_bit(fam
     keys = "kv" if hm.arch.shape.grouped else "head"
     early = ["L2.head[0].q", f"L2.{keys}[0].v", "L2.resid_pre", "L0.mlp"]
     late = ["L2.head[3]", "L2.attn", "L2.mlp", "L3.head[1]", "L3.mlp"]
-    run = capture(hm, ragged(setup.own))
+    run = cached_run(hm, ragged(setup.own))
     baseline = Engine.of(hm).baseline(run, setup.read)
     for receivers, senders in ((early, late), (["L2.mlp"], ["L2.mlp", "L3.attn"])):
         for mlps in ("freeze", "recompute"):
@@ -99,7 +100,7 @@ def test_a_receiver_that_is_not_after_the_sender_changes_nothing_bit_for_bit(fam
 def test_a_sender_replaced_by_itself_changes_nothing_bit_for_bit(family: str) -> None:
     hm = deep(family)
     setup = Setup(hm)
-    baseline = Engine.of(hm).baseline(capture(hm, ragged(setup.own)), setup.read)
+    baseline = Engine.of(hm).baseline(cached_run(hm, ragged(setup.own)), setup.read)
     for receivers in receiver_sets(hm):
         route = Route.of(hm, SENDERS, receivers, mlps="recompute")
         assert (setup.sweep(route, same=True) == baseline).all()
@@ -140,7 +141,7 @@ def test_paths_from_head_to_head_equal_transformer_lens(part: Any) -> None:
     for layer in (2, 3):
         for head in range(hm.arch.shape.n_heads):
             route = Route.of(hm, ["L1.head[2]"], [f"L{layer}.head[{head}].{part}"])
-            run = capture(hm, ragged(rows), keep=route.kept_by_run(Parts.of(hm)))
+            run = cached_run(hm, ragged(rows), route.kept_by_run(Parts.of(hm)))
             source = activations(hm, ragged([row[None] for row in clean]), route.kept_by_source())
             found = path_sweep(Engine.of(hm), route, Sending.everywhere(run, source, read))[0, 0, :, 5].mean()
             # TransformerLens rounds what it finds to float32.

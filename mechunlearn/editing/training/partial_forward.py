@@ -24,16 +24,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mechunlearn.editing.training.activation_cache import CacheBudget
+from mechunlearn.models.activations import StopRun
 from mechunlearn.models.agreement import close
 from mechunlearn.models.families import family_of
 from mechunlearn.models.working_copy import working_copy
 
 if TYPE_CHECKING:
     from mechunlearn.models.hooked import HookedModel
-
-
-class _Enough(Exception):
-    """Ends a run at a block; not an error."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class Runner:
         try:
             given = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
             logits = self.hm.hf(**given, logits_to_keep=columns).logits
-        except _Enough:
+        except StopRun:
             logits = next(iter(self._seen.values())).new_empty(len(tokens), 0, 0)
         finally:
             found, self._seen = self._seen, {}
@@ -223,7 +220,7 @@ class Runner:
         if layer in self._wanted:
             self._seen[layer] = out[0] if self._wrapped else out
         if layer == self._stop:
-            raise _Enough
+            raise StopRun
         return out
 
     def _problem(self) -> str:

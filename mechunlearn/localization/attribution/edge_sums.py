@@ -22,9 +22,9 @@ from torch import Tensor
 from mechunlearn.core.hooks import Hook
 from mechunlearn.localization.attribution.gradients import START, corrupt_run, slopes, tapped
 from mechunlearn.localization.attribution.graph import Graph
-from mechunlearn.localization.engine.cached_run import activations
 from mechunlearn.localization.patching.answer_metrics import AnswerRows
 from mechunlearn.localization.patching.pairs import Pairs
+from mechunlearn.models.activations import activations
 
 
 class Steps(NamedTuple):

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mechunlearn.core.hooks import Hook
 from mechunlearn.errors import ModelError
-from mechunlearn.localization.engine.cached_run import activations
 from mechunlearn.localization.patching.answer_metrics import AnswerRows
 from mechunlearn.localization.patching.pairs import Pairs
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 START = "blocks.0.hook_resid_pre"

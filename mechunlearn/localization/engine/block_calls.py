@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class Recorder:
+class RecordingCache:
     """A key-value cache that notes what each layer puts in, positions already encoded."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Recorder:
 
 
 @dataclass(frozen=True)
-class Prefix:
+class PrefixCache:
     """A key-value cache that holds what earlier positions had in another run.
 
     Args:

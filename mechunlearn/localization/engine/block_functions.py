@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechunlearn.localization.engine.cached_run import Run, capture
+from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.engine.fused_block import mlp_out, plain
 from mechunlearn.localization.engine.self_check import hooked, prompts
 from mechunlearn.models.agreement import close
@@ -120,7 +120,7 @@ def _checked(parts: Parts) -> str:
     names += [name for name in map(parts.unnormed, layers) if name]
     try:
         with torch.no_grad():
-            one, two = (capture(hm, batch, keep=names) for batch in prompts(hm))
+            one, two = (cached_run(hm, batch, names) for batch in prompts(hm))
             reasons = (
                 _attention(parts, layer, one, two) or _feedforward(parts, layer, one) for layer in layers
             )
@@ -131,29 +131,29 @@ def _checked(parts: Parts) -> str:
         return f"a part of a block could not be run on its own ({type(error).__name__}: {error})"
 
 
-def _attention(parts: Parts, layer: int, one: Run, two: Run) -> str | None:
+def _attention(parts: Parts, layer: int, one: CachedRun, two: CachedRun) -> str | None:
     """Compare queries, keys and values with the first run's, and what heads write with the second's."""
     block, shape = f"blocks.{layer}.", parts.hm.arch.shape
     before = _flat(one.resid[layer])
     for part, units in (("q", shape.n_heads), ("k", shape.n_kv_heads), ("v", shape.n_kv_heads)):
         found = parts.project(layer, part, before, tuple(range(units)))
-        if not close(found, one.kept[f"{block}attn.hook_{part}"].flatten(0, 1)):
+        if not close(found, one.activations[f"{block}attn.hook_{part}"].flatten(0, 1)):
             return f"L{layer}: {part} of the heads is not a matrix after the norm"
-    values, z = one.kept[f"{block}attn.hook_v"], one.kept[f"{block}attn.hook_z"]
-    if not close(parts.mixed(one.kept[f"{block}attn.hook_pattern"], values, range(shape.n_heads)), z):
+    values, z = one.activations[f"{block}attn.hook_v"], one.activations[f"{block}attn.hook_z"]
+    if not close(parts.mixed(one.activations[f"{block}attn.hook_pattern"], values, range(shape.n_heads)), z):
         return f"L{layer}: heads do not write their values mixed by the pattern"
-    change = two.kept[f"{block}attn.hook_z"] - z
-    out = _flat(one.kept[parts.unnormed(layer) or f"{block}hook_attn_out"])
+    change = two.activations[f"{block}attn.hook_z"] - z
+    out = _flat(one.activations[parts.unnormed(layer) or f"{block}hook_attn_out"])
     for head in range(shape.n_heads):
         out = out + parts.head(layer, head, _flat(change[:, :, head]))
-    same = close(parts.normed(layer, out), _flat(two.kept[f"{block}hook_attn_out"]))
+    same = close(parts.normed(layer, out), _flat(two.activations[f"{block}hook_attn_out"]))
     return None if same else f"L{layer}: attention does not write the sum over its heads"
 
 
-def _feedforward(parts: Parts, layer: int, run: Run) -> str | None:
+def _feedforward(parts: Parts, layer: int, run: CachedRun) -> str | None:
     """Compare what the MLP writes, and the sum over the block."""
     before = _flat(run.resid[layer])
-    written, mlp = (_flat(run.kept[f"blocks.{layer}.hook_{part}_out"]) for part in ("attn", "mlp"))
+    written, mlp = (_flat(run.activations[f"blocks.{layer}.hook_{part}_out"]) for part in ("attn", "mlp"))
     if not close(parts.mlp(layer, before if parts.hm.arch.parallel else before + written), mlp):
         return f"L{layer}: the MLP does more than read the stream through its norm"
     if not close(before + written + mlp, _flat(run.resid[layer + 1])):
@@ -161,9 +161,9 @@ def _feedforward(parts: Parts, layer: int, run: Run) -> str | None:
     return None
 
 
-def _embedding(one: Run, two: Run) -> str | None:
+def _embedding(one: CachedRun, two: CachedRun) -> str | None:
     """Compare how the stream begins."""
-    change = two.kept["hook_embed"] - one.kept["hook_embed"]
+    change = two.activations["hook_embed"] - one.activations["hook_embed"]
     same = close(one.resid[0] + change, two.resid[0])
     return None if same else "the embedding does not add to the residual stream"
 

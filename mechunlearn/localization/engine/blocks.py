@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.localization.engine.block_calls import Prefix
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.block_calls import PrefixCache
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.fused_block import run_components
 from mechunlearn.localization.engine.patch_hooks import Writer
 from mechunlearn.localization.engine.patches import Jobs
@@ -27,7 +27,7 @@ from mechunlearn.models.hooked import HookedModel
 
 def run_chunk(
     hm: HookedModel,
-    run: Run,
+    run: CachedRun,
     source: Mapping[str, Tensor],
     jobs: Jobs,
     chunk: Chunk,
@@ -77,14 +77,14 @@ def run_chunk(
 
 def run_block(
     hm: HookedModel,
-    run: Run,
+    run: CachedRun,
     layer: int,
     state: Float[Tensor, "job pos d_model"],
     rows: Int[Tensor, "job"],
     start: int,
 ) -> Float[Tensor, "job pos d_model"]:
     """Run one block on some rows from one position on."""
-    before = Prefix(run.keys[layer][rows, :, :start], run.values[layer][rows, :, :start])
+    before = PrefixCache(run.keys[layer][rows, :, :start], run.values[layer][rows, :, :start])
     call = run.calls[layer].cut(rows, start, start + state.shape[1])
     args, kwargs = call.filled(state, before)
     found = hm.bridge.blocks[layer](*args, **kwargs)
@@ -93,7 +93,7 @@ def run_block(
 
 
 def _entry(
-    run: Run,
+    run: CachedRun,
     source: Mapping[str, Tensor],
     jobs: Jobs,
     chunk: Chunk,
@@ -116,7 +116,7 @@ def _entry(
         job = numbers[index]
         written = source[name][jobs.source[job], span].to(entered)
         if name.endswith("mlp_out"):
-            written = entered[index] + (written - run.kept[name][jobs.row[job], span])
+            written = entered[index] + (written - run.activations[name][jobs.row[job], span])
         entered[index] = torch.where(jobs.where[job, span, None], written, entered[index])
     return entered
 
@@ -127,7 +127,7 @@ def _offset(reads: Int[Tensor, "job answer"], start: int, size: int) -> Int[Tens
 
 
 def _known(
-    run: Run,
+    run: CachedRun,
     ran: Float[Tensor, "job answer d_model"],
     rows: Int[Tensor, "job"],
     reads: Int[Tensor, "job answer"],

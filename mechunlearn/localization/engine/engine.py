@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechunlearn.localization.engine.blocks import run_chunk
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.patch_hooks import Writer
 from mechunlearn.localization.engine.patches import Jobs
 from mechunlearn.localization.engine.planning import chunks, starts
@@ -77,7 +77,7 @@ class Engine:
 
     def sweep(
         self,
-        run: Run,
+        run: CachedRun,
         source: Mapping[str, Float[Tensor, "given ..."]],
         jobs: Jobs,
         readout: Readout,
@@ -105,7 +105,7 @@ class Engine:
                 self._partial(run, source, jobs, readout, values, bar)
         return values
 
-    def baseline(self, run: Run, readout: Readout) -> Float[Tensor, "row metric"]:
+    def baseline(self, run: CachedRun, readout: Readout) -> Float[Tensor, "row metric"]:
         """Read the run itself."""
         rows = torch.arange(len(run.batch), device=run.resid[-1].device)
         resid = run.resid[-1][rows[:, None], readout.positions]
@@ -113,7 +113,13 @@ class Engine:
             return read(self.hm, resid, rows, readout)
 
     def _partial(
-        self, run: Run, source: Mapping[str, Tensor], jobs: Jobs, readout: Readout, values: Tensor, bar: Any
+        self,
+        run: CachedRun,
+        source: Mapping[str, Tensor],
+        jobs: Jobs,
+        readout: Readout,
+        values: Tensor,
+        bar: Any,
     ) -> None:
         begin = starts(jobs, run, source, readout.positions)
         if bar is not None:
@@ -127,7 +133,13 @@ class Engine:
                 self._store(resid, [step.job for step in chunk.steps], jobs, readout, values, bar)
 
     def _complete(
-        self, run: Run, source: Mapping[str, Tensor], jobs: Jobs, readout: Readout, values: Tensor, bar: Any
+        self,
+        run: CachedRun,
+        source: Mapping[str, Tensor],
+        jobs: Jobs,
+        readout: Readout,
+        values: Tensor,
+        bar: Any,
     ) -> None:
         size = max(1, self.budget // run.batch.tokens.shape[1])
         for part in torch.split(torch.arange(len(jobs)), size):

@@ -21,15 +21,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mechunlearn.localization.engine.block_calls import Call, Prefix
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.block_calls import Call, PrefixCache
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.models.families import family_of
 from mechunlearn.models.hooked import HookedModel
 
 
 def run_components(
     hm: HookedModel,
-    run: Run,
+    run: CachedRun,
     layer: int,
     state: Float[Tensor, "job pos d_model"],
     rows: Int[Tensor, "job"],
@@ -50,7 +50,7 @@ def run_components(
     """
     block = hm.bridge.blocks[layer]
     call = run.calls[layer].cut(rows, start, start + state.shape[1])
-    before = Prefix(run.keys[layer][rows, :, :start], run.values[layer][rows, :, :start])
+    before = PrefixCache(run.keys[layer][rows, :, :start], run.values[layer][rows, :, :start])
     normed = plain(block.ln1)(state)
     stream = state if wanted is None else _at(state, wanted)
     attended = _attention(hm, block, normed, call, before, wanted)
@@ -70,7 +70,7 @@ def _attention(
     block: Any,
     normed: Float[Tensor, "job pos d_model"],
     call: Call,
-    before: Prefix,
+    before: PrefixCache,
     wanted: Int[Tensor, "job answer"] | None,
 ) -> Float[Tensor, "job out d_model"]:
     attn, width = block.attn, hm.arch.d_head

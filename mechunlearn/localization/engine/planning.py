@@ -24,7 +24,7 @@ from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.patches import Jobs, Write
 
 LATE = ("mlp", "resid_post")
@@ -91,7 +91,9 @@ class Starts:
     position: Int[Tensor, "job"]
 
 
-def starts(jobs: Jobs, run: Run, source: Mapping[str, Tensor], read: Int[Tensor, "row answer"]) -> Starts:
+def starts(
+    jobs: Jobs, run: CachedRun, source: Mapping[str, Tensor], read: Int[Tensor, "row answer"]
+) -> Starts:
     """Find every job's first write that changes anything, and the first position it changes.
 
     Args:
@@ -172,7 +174,7 @@ def _entry(writes: tuple[Write, ...], i: int) -> int:
 class _Changes:
     """Where a source differs from a run, compared once per hook point and pair of rows."""
 
-    def __init__(self, run: Run, source: Mapping[str, Tensor]) -> None:
+    def __init__(self, run: CachedRun, source: Mapping[str, Tensor]) -> None:
         self._run, self._source = run, source
         self._known: dict[Write, dict[tuple[int, int], Tensor]] = {}
 
@@ -182,7 +184,7 @@ class _Changes:
         new = list(dict.fromkeys(pair for pair in pairs if pair not in known))
         if new:
             rows, sources = torch.tensor(new, device=jobs.row.device).unbind(1)
-            here = _units(self._run.kept[write.name][rows], write)
+            here = _units(self._run.activations[write.name][rows], write)
             there = _units(self._source[write.name][sources], write)
             differs = rearrange(here != there, "row pos ... -> row pos (...)").any(-1)
             known.update(zip(new, differs, strict=True))

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.core.hooks import cache
-from mechunlearn.localization.engine.cached_run import ONE, Run, embedding
+from mechunlearn.localization.engine.cached_run import CachedRun, embedding_hooks, final_hook
 from mechunlearn.localization.engine.patch_hooks import Writer
 from mechunlearn.localization.engine.patches import Jobs
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 
 def run_hooked(
     hm: HookedModel,
-    run: Run,
+    run: CachedRun,
     source: Mapping[str, Tensor],
     jobs: Jobs,
     read: Int[Tensor, "row answer"],
@@ -31,13 +31,8 @@ def run_hooked(
         (job, job, w) for job, i in enumerate(jobs.intervention.tolist()) for w in jobs.interventions[i]
     ]
     writer.set(writes, jobs, source, start=0, stop=run.batch.tokens.shape[1])
-    final: dict[str, Tensor] = {}
     embedded = None if run.embedded is None else run.embedded[jobs.row]
-    hooks = embedding(embedded) + writer.hooks(jobs.interventions)
-    hm.run_with_hooks(
-        run.batch.tokens[jobs.row],
-        attention_mask=run.batch.mask[jobs.row],
-        fwd_hooks=[*hooks, cache("ln_final.hook_in", final), ONE],
-    )
-    resid = final["ln_final.hook_in"]
+    hooks = embedding_hooks(embedded) + writer.hooks(jobs.interventions)
+    name = final_hook(hm)
+    resid = activations(hm, run.batch.rows(jobs.row), [name], hooks=hooks)[name]
     return resid.gather(1, read[jobs.row][..., None].expand(-1, -1, resid.shape[-1]))

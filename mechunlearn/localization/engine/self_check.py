@@ -19,13 +19,14 @@ from torch import Tensor
 
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine.blocks import run_block, run_chunk
-from mechunlearn.localization.engine.cached_run import Run, activations, capture
+from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.engine.fused_block import run_components
 from mechunlearn.localization.engine.patch_hooks import Writer
 from mechunlearn.localization.engine.patches import Jobs, writes_of
 from mechunlearn.localization.engine.planning import chunks, starts
 from mechunlearn.localization.engine.readout import Final
 from mechunlearn.localization.engine.reference_run import run_hooked
+from mechunlearn.models.activations import activations
 from mechunlearn.models.agreement import close
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.hooked import HookedModel
@@ -43,7 +44,7 @@ def problem(hm: HookedModel, *, parts: bool) -> str | None:
     first, other = prompts(hm)
     jobs = _sites(hm)
     try:
-        run = capture(hm, first, keep=jobs.names)
+        run = cached_run(hm, first, jobs.names)
         source = activations(hm, other, jobs.names)
         with torch.no_grad():
             apart = _parts(hm, run) if parts else None
@@ -60,7 +61,9 @@ def problem(hm: HookedModel, *, parts: bool) -> str | None:
         return f"a block could not be run on its own ({type(error).__name__}: {error})"
 
 
-def _compare(hm: HookedModel, run: Run, source: dict[str, Tensor], jobs: Jobs, parts: bool) -> str | None:
+def _compare(
+    hm: HookedModel, run: CachedRun, source: dict[str, Tensor], jobs: Jobs, parts: bool
+) -> str | None:
     read = torch.full((_ROWS, 1), _LENGTH - 1, device=hm.device)
     begin = starts(jobs, run, source, read)
     writer = Writer()
@@ -75,7 +78,7 @@ def _compare(hm: HookedModel, run: Run, source: dict[str, Tensor], jobs: Jobs, p
     return None
 
 
-def _unchanged(hm: HookedModel, run: Run) -> str | None:
+def _unchanged(hm: HookedModel, run: CachedRun) -> str | None:
     rows, start = torch.arange(_ROWS, device=hm.device), _LENGTH // 2
     state = run.resid[len(run.calls) // 2][:, start:]
     for layer in range(len(run.calls) // 2, len(run.calls)):
@@ -84,7 +87,7 @@ def _unchanged(hm: HookedModel, run: Run) -> str | None:
     return None if same else "an unchanged state does not lead to the same final state"
 
 
-def _parts(hm: HookedModel, run: Run) -> str | None:
+def _parts(hm: HookedModel, run: CachedRun) -> str | None:
     rows, start = torch.arange(_ROWS, device=hm.device), _LENGTH // 2
     wanted = torch.tensor([[0, _LENGTH - start - 1]] * _ROWS, device=hm.device)
     for layer in range(len(run.calls)):
@@ -96,16 +99,16 @@ def _parts(hm: HookedModel, run: Run) -> str | None:
     return None
 
 
-def _causal(hm: HookedModel, run: Run, other: Batch) -> str | None:
+def _causal(hm: HookedModel, run: CachedRun, other: Batch) -> str | None:
     tokens = run.batch.tokens.clone()
     tokens[:, -1] = other.tokens[:, -1]
-    changed = capture(hm, replace(run.batch, tokens=tokens))
+    changed = cached_run(hm, replace(run.batch, tokens=tokens))
     pairs = zip((*run.keys, *run.values), (*changed.keys, *changed.values), strict=True)
     early = all(close(one[:, :, :-1], two[:, :, :-1]) for one, two in pairs)
     return None if early else "earlier positions depend on later ones"
 
 
-def _logits(hm: HookedModel, run: Run) -> str | None:
+def _logits(hm: HookedModel, run: CachedRun) -> str | None:
     final, wanted = Final(hm, run.resid[-1]), hm(run.batch.tokens, attention_mask=run.batch.mask)
     ids = run.batch.tokens[:, None, :]
     picked = wanted.gather(2, run.batch.tokens[..., None])[..., 0]

@@ -144,7 +144,7 @@ def _effects(
             measure = Measure(part.answers, ("logit_diff",))
             last = torch.nn.functional.one_hot(batch.subject_last, batch.tokens.shape[1]).bool()
             jobs = Jobs.grid(writes, (last if positions == "last_subject" else batch.subject)[None])
-            swapped = engine.sweep(both.clean, both.corrupt.kept, jobs, measure, bar=bar)
+            swapped = engine.sweep(both.clean, both.corrupt.activations, jobs, measure, bar=bar)
             runs = [engine.baseline(run, measure)[:, 0] for run in (both.clean, both.corrupt)]
             columns = torch.stack([*runs, *swapped.view(len(writes), -1)], dim=1)
             preference.index_add_(0, part.answers.fact, columns)

@@ -28,7 +28,7 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.metrics import kl
 from mechunlearn.errors import ScoresError, one_of
 from mechunlearn.localization.answer_tokens import contrast
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.readout import Final
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 from mechunlearn.models.encoding.encoder import HasTokenizer, encode
@@ -222,7 +222,7 @@ class Measure:
             )
         return values
 
-    def against(self, hm: HookedModel, run: Run) -> Measure:
+    def against(self, hm: HookedModel, run: CachedRun) -> Measure:
         """Add the distributions of a clean run, which ``"kl"`` compares with."""
         if "kl" not in self.metrics:
             return self

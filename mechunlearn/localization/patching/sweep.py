@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechunlearn.errors import ScoresError
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.engine.patches import Jobs, Write
 from mechunlearn.localization.patching.answer_metrics import AnswerRows, Measure
@@ -41,7 +41,7 @@ class PatchTask:
         samples: rows of the run per clean row.
     """
 
-    run: Run
+    run: CachedRun
     source: Mapping[str, Float[Tensor, "source ..."]]
     rows: Int[Tensor, "#place row"]
     measure: Measure

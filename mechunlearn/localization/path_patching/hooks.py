@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechunlearn.core.hooks import At, Hook, Store, cache, patch, patch_middle
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import ONE, Run, embedding
+from mechunlearn.localization.engine.cached_run import CachedRun, embedding_hooks, final_hook
 from mechunlearn.localization.engine.patches import Write
 from mechunlearn.localization.path_patching.paths import Mlps, Receivers, Route, sender_point
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 
@@ -75,7 +75,7 @@ def path_hooks(
 
 def forwarded(
     hm: HookedModel,
-    run: Run,
+    run: CachedRun,
     route: Route,
     sender: int,
     source: Mapping[str, Float[Tensor, "row ..."]],
@@ -93,13 +93,8 @@ def forwarded(
         at: the positions at which the sender is replaced.
     """
     store: dict[str, Tensor] = {}
-    hooks = _first(route, sender, run.kept, source, store, at)
-    with torch.no_grad():
-        hm.run_with_hooks(
-            run.batch.tokens,
-            attention_mask=run.batch.mask,
-            fwd_hooks=[*embedding(run.embedded), *hooks, ONE],
-        )
+    hooks = _first(route, sender, run.activations, source, store, at)
+    activations(hm, run.batch, [final_hook(hm)], hooks=[*embedding_hooks(run.embedded), *hooks])
     return store if route.writes else {"logits": store.popitem()[1]}
 
 

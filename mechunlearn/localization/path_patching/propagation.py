@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.patches import Write
 from mechunlearn.localization.path_patching.paths import Route, sender_point
 
@@ -73,7 +73,7 @@ class Propagator:
 
     parts: Parts
     route: Route
-    run: Run
+    run: CachedRun
     source: Mapping[str, Float[Tensor, "given ..."]]
     given: Int[Tensor, "row"]
 
@@ -107,7 +107,7 @@ class Propagator:
         self, site: Site, row: Int[Tensor, "token"], pos: Int[Tensor, "token"]
     ) -> Float[Tensor, "token d_model"]:
         """What a sender's writing the other run's output changes in the stream."""
-        kept, name = self.run.kept, sender_point(site)
+        kept, name = self.run.activations, sender_point(site)
         there, here, theirs = self.source[name], kept[name], self.given[row]
         if site.kind != "head" or site.layer is None or site.index is None:
             return there[theirs, pos].to(here) - here[row, pos]
@@ -131,7 +131,7 @@ class Propagator:
             row: the row of every job.
             at: as for `sent`. The final stream, for the logits, is given under ``"logits"``.
         """
-        found = {write.name: self.run.kept[write.name][row] for write in self.route.writes}
+        found = {write.name: self.run.activations[write.name][row] for write in self.route.writes}
         if not found:
             found["logits"] = self.run.resid[-1][row[:, None], at[row]]
         between = self.route.between if self.route.mlps == "recompute" else ()
@@ -144,7 +144,7 @@ class Propagator:
                     self._receive(write, self._stream(time, moving), moving, found[write.name])
             for layer in between:
                 if self.route.reads("mlp", layer) == time:
-                    wrote = moving.of(self.run.kept[f"blocks.{layer}.hook_mlp_out"])
+                    wrote = moving.of(self.run.activations[f"blocks.{layer}.hook_mlp_out"])
                     moving.delta.add_(self.parts.mlp(layer, self._stream(time, moving)) - wrote)
         if not self.route.writes:
             found["logits"][cells.job, cells.cell] += cells.delta
@@ -159,7 +159,7 @@ class Propagator:
             inputs: what they are, as `inputs` gives it.
             row: the row of every job.
         """
-        (write,), kept = self.route.writes, self.run.kept
+        (write,), kept = self.route.writes, self.run.activations
         layer, block, units = write.layer, f"blocks.{write.layer}.", write.units or ()
         shape = self.parts.hm.arch.shape
         shared = shape.n_heads // shape.n_kv_heads
@@ -194,5 +194,5 @@ class Propagator:
         """The stream that is read at some time, changed."""
         stream = moving.of(self.run.resid[time // 2])
         if time % 2:
-            stream = stream + moving.of(self.run.kept[f"blocks.{time // 2}.hook_attn_out"])
+            stream = stream + moving.of(self.run.activations[f"blocks.{time // 2}.hook_attn_out"])
         return stream + moving.delta

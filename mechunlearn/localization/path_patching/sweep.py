@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.engine.patches import Jobs, Write
 from mechunlearn.localization.engine.readout import Readout, read
@@ -40,14 +40,14 @@ class Sending:
         readout: what to read of the run's rows.
     """
 
-    run: Run
+    run: CachedRun
     source: Mapping[str, Float[Tensor, "given ..."]]
     given: Int[Tensor, "row"]
     where: Bool[Tensor, "place row pos"]
     readout: Readout
 
     @classmethod
-    def everywhere(cls, run: Run, source: Mapping[str, Tensor], readout: Readout) -> Sending:
+    def everywhere(cls, run: CachedRun, source: Mapping[str, Tensor], readout: Readout) -> Sending:
         """Replace senders at all positions at once; both runs have the same rows."""
         rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
         return cls(run, source, rows, run.batch.mask.bool()[None], readout)
