@@ -19,7 +19,7 @@ from benchmarks.works.reading import Difference
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, Write, writes_of
+from mechunlearn.localization.engine.patches import Patches, Write, writes_of
 from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 
@@ -67,9 +67,9 @@ def swept(
     """This library: all sites, layer by layer."""
     rows, length, device = len(prompts.clean), setting.length, setting.hm.device
     everywhere = torch.eye(length, dtype=torch.bool, device=device)[:, None].expand(length, rows, length)
-    jobs = Jobs.grid(_writes(setting), everywhere)
+    patches = Patches.grid(_writes(setting), everywhere)
     engine = Engine.of(setting.hm, budget=budget)
-    return engine.sweep(*state, jobs, Difference(prompts)).view(-1, rows)
+    return engine.sweep(*state, patches, Difference(prompts)).view(-1, rows)
 
 
 def _writes(setting: PatchTask) -> list[tuple[Write, ...]]:

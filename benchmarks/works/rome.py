@@ -23,7 +23,7 @@ from benchmarks.works.reading import Probability
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, Write, writes_of
+from mechunlearn.localization.engine.patches import Patches, Write, writes_of
 from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 
@@ -117,9 +117,9 @@ def _ours(
     length, device = setting.length, setting.hm.device
     everywhere = torch.eye(length, dtype=torch.bool, device=device)[:, None].expand(length, SAMPLES, length)
     one = torch.zeros(1, SAMPLES, dtype=torch.long, device=device)
-    jobs = Jobs.grid(writes, everywhere, source=one)
+    patches = Patches.grid(writes, everywhere, source=one)
     readout = Probability(noised.tokens.expand(SAMPLES, -1), noised.answer)
-    return Engine.of(setting.hm).sweep(*state, jobs, readout).view(-1, SAMPLES)
+    return Engine.of(setting.hm).sweep(*state, patches, readout).view(-1, SAMPLES)
 
 
 def _hooked(setting: PatchTask, noised: _Noised, modules: Sequence[tuple[Any, ...]]) -> Peer:

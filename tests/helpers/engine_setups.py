@@ -16,7 +16,7 @@ from helpers.tiny_models import VOCAB, hf_model, memory_tokenizer
 from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.localization.engine.patches import Patches, writes_of
 from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
@@ -33,7 +33,7 @@ def wide(family: str) -> HookedModel:
 
 
 def tiers(hm: HookedModel, **options: Any) -> list[Engine]:
-    """Every way of running: part by part, block by block, and complete hooked runs."""
+    """Every way of running: fused blocks, the bridge's blocks, and complete hooked runs."""
     return [Engine(hm, *why, **options) for why in (("", ""), ("", "asked"), ("asked", "asked"))]
 
 
@@ -102,23 +102,23 @@ class Setup:
             prompts(100, lengths, shared=2 if min(lengths) < 9 else 0),
         )
         table = [writes_of(hm, sites) for sites in interventions]
-        jobs = Jobs.grid(table, some_places(lengths))
-        order = torch.randperm(len(jobs), generator=torch.Generator().manual_seed(0))
-        self.jobs = jobs.pick(order[: int(share * len(jobs))])
-        self.run = cached_run(hm, ragged(self.own), self.jobs.names)
-        self.source = activations(hm, ragged(self.others), self.jobs.names)
+        patches = Patches.grid(table, some_places(lengths))
+        order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))
+        self.patches = patches.pick(order[: int(share * len(patches))])
+        self.run = cached_run(hm, ragged(self.own), self.patches.names)
+        self.source = activations(hm, ragged(self.others), self.patches.names)
         size = torch.tensor(lengths)
         self.read = AllLogits.at(hm, torch.stack([size - 1, size // 2], dim=1))
 
-    def sweep(self, engine: Engine, jobs: Jobs | None = None) -> Tensor:
-        return engine.sweep(self.run, self.source, jobs or self.jobs, self.read)
+    def sweep(self, engine: Engine, patches: Patches | None = None) -> Tensor:
+        return engine.sweep(self.run, self.source, patches or self.patches, self.read)
 
     def twin(self) -> Tensor:
         """Each job by itself, in a complete run of its own prompt."""
         given = [values(self.hm, Prompt(prompt)) for prompt in self.others]
         found = []
         for i, row, where in zip(
-            self.jobs.intervention, self.jobs.row.tolist(), self.jobs.where, strict=True
+            self.patches.intervention, self.patches.row.tolist(), self.patches.where, strict=True
         ):
             changes = writes(self.hm, self.interventions[int(i)], given[row], where.nonzero()[:, 0])
             run = logits(self.hm, Prompt(self.own[row]), changes)

@@ -288,7 +288,7 @@ class AllLogits:
 
     positions: Tensor
     width: int
-    whole: bool = True
+    all_logits: bool = True
 
     @classmethod
     def at(cls, hm: HookedModel, positions: Tensor) -> AllLogits:

@@ -15,11 +15,11 @@ from helpers import tiny_models
 from helpers.patching_twin import AllLogits, Change, Prompt, logits, ragged, values, writes
 from helpers.tiny_models import VOCAB, hf_model, memory_tokenizer
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.block_functions import Parts
+from mechunlearn.localization.engine.block_functions import BlockFunctions
 from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.path_patching.paths import Route
-from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.localization.path_patching.paths import Paths
+from mechunlearn.localization.path_patching.sweep import PathTask, path_sweep
 from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
@@ -144,24 +144,24 @@ class Setup:
         self.where = (torch.arange(max(lengths)) < size[:, None])[None].clone()
         self.where[0, 0, 1 : lengths[0] - 1] = False
 
-    def sweep(self, route: Route, *, budget: int | None = None, same: bool = False) -> Tensor:
-        run = cached_run(self.hm, ragged(self.own), route.kept_by_run(Parts.of(self.hm)))
-        source = activations(self.hm, ragged(self.own if same else self.others), route.kept_by_source())
-        sending = Sending(run, source, torch.arange(len(self.own)), self.where, self.read)
-        return path_sweep(Engine.of(self.hm, budget=budget), route, sending)[:, 0]
+    def sweep(self, paths: Paths, *, budget: int | None = None, same: bool = False) -> Tensor:
+        run = cached_run(self.hm, ragged(self.own), paths.run_names(BlockFunctions.of(self.hm)))
+        source = activations(self.hm, ragged(self.own if same else self.others), paths.source_names())
+        task = PathTask(run, source, torch.arange(len(self.own)), self.where, self.read)
+        return path_sweep(Engine.of(self.hm, budget=budget), paths, task)[:, 0]
 
     def twins(self, extra: Sequence[tuple[str, Change]] = ()) -> list[Twin]:
         pairs = zip(self.own, self.others, strict=True)
         return [Twin(self.hm, Prompt(own), Prompt(other), extra) for own, other in pairs]
 
     def agree(
-        self, twins: Sequence[Twin], route: Route, receivers: Sequence[str] | None, *found: Tensor
+        self, twins: Sequence[Twin], paths: Paths, receivers: Sequence[str] | None, *found: Tensor
     ) -> None:
         """Compare senders with the twin, each in one of the prompts."""
-        for s, sender in enumerate(route.senders):
+        for s, sender in enumerate(paths.senders):
             row = s % 2
             wanted = twins[row].run(
-                sender, receivers, route.mlps, self.where[0, row].nonzero()[:, 0].tolist()
+                sender, receivers, paths.mlps, self.where[0, row].nonzero()[:, 0].tolist()
             )
             for each in found:
                 torch.testing.assert_close(

@@ -18,7 +18,7 @@ from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.localization.answer_tokens import contrast
 from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.readout import Final
+from mechunlearn.localization.engine.readout import FinalStates
 from mechunlearn.localization.patching.answer_metrics import (
     Measure,
     Metric,
@@ -71,12 +71,12 @@ def test_a_difference_of_single_tokens_reads_columns_and_nothing_else() -> None:
     hm = wide("gemma2")
     asked = answer_rows(hm, SHORT, words_of(SHORT, METRICS[:1]))
     run, measure = cached_run(hm, asked.batch), Measure(asked, ("logit_diff",))
-    final = Final(
+    final = FinalStates(
         hm, run.resid[-1].gather(1, measure.positions[..., None].expand(-1, -1, run.resid[-1].shape[-1]))
     )
     rows = torch.arange(len(asked))
     by_columns = measure(final, rows)
-    assert not measure.whole and "logits" not in final.__dict__
+    assert not measure.all_logits and "logits" not in final.__dict__
     torch.testing.assert_close(
         final.columns(asked.ids)[..., 0], final.logits[:, 0].gather(1, asked.ids[..., 0].clamp(min=0))
     )
@@ -99,7 +99,7 @@ def test_half_precision_differences_are_summed_in_single_precision() -> None:
     fact = Fact("w14 w15", "w14", "w24", options=tuple(f"w{i}" for i in range(24, 31)))
     asked = answer_rows(hm, [fact], words_of([fact], METRICS[:1]))
     run, measure = cached_run(hm, asked.batch), Measure(asked, ("logit_diff",))
-    shown = Final(hm, run.resid[-1][:, -1:]).logits[0, 0].double()
+    shown = FinalStates(hm, run.resid[-1][:, -1:]).logits[0, 0].double()
     wanted = shown[24] - shown[25:31].mean()
     assert abs(float(Engine(hm).baseline(run, measure)) - wanted) < 1e-5
 

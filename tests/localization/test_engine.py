@@ -53,25 +53,25 @@ def test_what_changes_nothing_is_the_baseline_bit_for_bit(family: str) -> None:
     hm = wide(family)
     setup = Setup(hm, some_sites(hm)[::2])
     for engine in tiers(hm)[:2]:
-        baseline = engine.baseline(setup.run, setup.read)[setup.jobs.row]
+        baseline = engine.baseline(setup.run, setup.read)[setup.patches.row]
         setup.source, other = dict(setup.run.activations), setup.source
         assert torch.equal(setup.sweep(engine), baseline)
         setup.source = other
         # Nowhere at all; then at the last position, where only the middle is read.
-        nowhere = (~setup.jobs.where.any(1)).nonzero()[:, 0]
-        assert torch.equal(setup.sweep(engine, setup.jobs.pick(nowhere)), baseline[nowhere])
+        nowhere = (~setup.patches.where.any(1)).nonzero()[:, 0]
+        assert torch.equal(setup.sweep(engine, setup.patches.pick(nowhere)), baseline[nowhere])
         early = AllLogits.at(hm, setup.read.positions[:, 1:])
-        after = (setup.jobs.where.int().argmax(1) > early.positions[setup.jobs.row, 0]).nonzero()[:, 0]
-        found = engine.sweep(setup.run, setup.source, setup.jobs.pick(after), early)
-        assert len(after) and torch.equal(found, engine.baseline(setup.run, early)[setup.jobs.row[after]])
+        after = (setup.patches.where.int().argmax(1) > early.positions[setup.patches.row, 0]).nonzero()[:, 0]
+        found = engine.sweep(setup.run, setup.source, setup.patches.pick(after), early)
+        assert len(after) and torch.equal(found, engine.baseline(setup.run, early)[setup.patches.row[after]])
 
 
 def test_the_last_output_where_nobody_reads_is_the_baseline_bit_for_bit(family: str) -> None:
     hm = wide(family)
     last = hm.arch.shape.n_layers - 1
     setup = Setup(hm, [(Site("mlp", last),), (Site("resid_post", last),)], (9,))
-    unread = ~setup.jobs.where[
-        torch.arange(len(setup.jobs))[:, None], setup.read.positions[setup.jobs.row]
+    unread = ~setup.patches.where[
+        torch.arange(len(setup.patches))[:, None], setup.read.positions[setup.patches.row]
     ].any(1)
     for engine in tiers(hm)[:2]:
         found, baseline = setup.sweep(engine), engine.baseline(setup.run, setup.read)
@@ -82,8 +82,8 @@ def test_the_last_output_where_nobody_reads_is_the_baseline_bit_for_bit(family: 
 def test_patching_everything_gives_the_other_run(family: str) -> None:
     hm = wide(family)
     setup = Setup(hm, [(Site("resid_pre", 0),), (Site("resid_post", hm.arch.shape.n_layers - 1),)])
-    everywhere = setup.jobs.pick(
-        (setup.jobs.where == setup.run.batch.mask.bool()[setup.jobs.row]).all(1).nonzero()[:, 0]
+    everywhere = setup.patches.pick(
+        (setup.patches.where == setup.run.batch.mask.bool()[setup.patches.row]).all(1).nonzero()[:, 0]
     )
     others = cached_run(hm, ragged(setup.others))
     for engine in tiers(hm):
@@ -95,10 +95,10 @@ def test_patching_everything_gives_the_other_run(family: str) -> None:
 def test_neither_budget_nor_order_matters(name: str) -> None:
     hm = wide(name)
     setup = Setup(hm, some_sites(hm), share=0.1)
-    shuffled = torch.randperm(len(setup.jobs), generator=torch.Generator().manual_seed(0))
+    shuffled = torch.randperm(len(setup.patches), generator=torch.Generator().manual_seed(0))
     for whole in tiers(hm, budget=1 << 20):
         found = setup.sweep(whole)
         small = Engine(hm, whole.reason, whole.slower, budget=300 if whole.reason else 1)
         torch.testing.assert_close(setup.sweep(small), found, rtol=0.0, atol=1e-12)
-        mixed = setup.sweep(whole, setup.jobs.pick(shuffled))
+        mixed = setup.sweep(whole, setup.patches.pick(shuffled))
         torch.testing.assert_close(mixed, found[shuffled], rtol=0.0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""What holds of the engine whatever is asked: random jobs, edited weights, strange models, interruptions."""
+"""What holds of the engine whatever is asked: random patches, edited weights, strange models, interruptions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mechunlearn.localization.engine import fused_block as components
 from mechunlearn.localization.engine import readout as reading
 from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.localization.engine.patches import Patches, writes_of
 from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
@@ -66,16 +66,16 @@ def test_any_sites_anywhere_equal_the_hooked_run_and_the_twin(data: st.DataObjec
     reads = torch.tensor(
         data.draw(st.lists(st.tuples(*[st.integers(0, SIZE - 1)] * 2), min_size=2, max_size=2))
     )
-    jobs = Jobs(
+    patches = Patches(
         tuple(writes_of(hm, sites) for sites in sets), torch.arange(count), columns[0], columns[1], where
     )
-    run, source = cached_run(hm, ragged(own), jobs.names), activations(hm, ragged(others), jobs.names)
+    run, source = cached_run(hm, ragged(own), patches.names), activations(hm, ragged(others), patches.names)
     wanted = []
     for sites, row, given_row, at in zip(sets, *(column.tolist() for column in columns), where, strict=True):
         changes = writes(hm, sites, values(hm, Prompt(others[given_row])), at.nonzero()[:, 0])
         wanted.append(logits(hm, Prompt(own[row]), changes)[reads[row]].flatten())
     for engine in tiers(hm):
-        found = engine.sweep(run, source, jobs, AllLogits.at(hm, reads))
+        found = engine.sweep(run, source, patches, AllLogits.at(hm, reads))
         torch.testing.assert_close(found, torch.stack(wanted), **TIGHT)
 
 
@@ -216,7 +216,7 @@ def hooks_of(hm: HookedModel) -> dict[str, tuple[int, int, int]]:
 class Stops:
     """Reads nothing, and stops the second time."""
 
-    width, whole = 1, True
+    width, all_logits = 1, True
 
     def __init__(self, error: BaseException) -> None:
         self.positions, self.error, self.calls = torch.tensor([[5]]), error, 0
@@ -243,7 +243,7 @@ def test_whatever_happens_the_model_is_as_it_was(error: BaseException | None) ->
             setup.sweep(engine)
             continue
         with pytest.raises(type(error)):
-            engine.sweep(setup.run, setup.source, setup.jobs, Stops(error))
+            engine.sweep(setup.run, setup.source, setup.patches, Stops(error))
         with pytest.raises(type(error)), hm.hooks([("blocks.1.hook_mlp_out", raises(error))]):
             setup.sweep(engine)
         with pytest.raises(type(error)), hm.hooks([("blocks.1.hook_mlp_out", raises(error))]):
@@ -287,6 +287,6 @@ def test_single_precision_agrees_with_the_twin_to_a_small_part_of_the_effects(fa
     hm = HookedModel.from_hf(hf_model(family))
     setup = Setup(hm, some_sites(hm)[::2], share=0.2)
     wanted = setup.twin().double()
-    scale = (wanted - Engine(hm).baseline(setup.run, setup.read)[setup.jobs.row]).abs().max()
+    scale = (wanted - Engine(hm).baseline(setup.run, setup.read)[setup.patches.row]).abs().max()
     for engine in tiers(hm):
         assert (setup.sweep(engine) - wanted).abs().max() <= 5e-5 * scale

@@ -19,14 +19,14 @@ from transformer_lens.patching import get_act_patch_direct_path
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError
 from mechunlearn.localization.engine import block_functions as engine_parts
-from mechunlearn.localization.engine.block_functions import Parts
+from mechunlearn.localization.engine.block_functions import BlockFunctions
 from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.patching.corruption import Noise
 from mechunlearn.localization.path_patching.hooks import path_hooks
 from mechunlearn.localization.path_patching.patch import path_patch
-from mechunlearn.localization.path_patching.paths import Route
-from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.localization.path_patching.paths import Paths
+from mechunlearn.localization.path_patching.sweep import PathTask, path_sweep
 from mechunlearn.localization.subject_swaps import swap_subjects
 from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
@@ -42,13 +42,13 @@ def test_senders_of_every_kind_to_receivers_of_every_kind_equal_the_twin(
     hm = deep(family)
     setup, sets = Setup(hm), receiver_sets(hm)
     twins = setup.twins()
-    assert Parts.of(hm).reason == ""
-    routes = [Route.of(hm, SENDERS, receivers, mlps=mlps) for receivers in sets]
-    fast = [setup.sweep(route) for route in routes]
+    assert BlockFunctions.of(hm).reason == ""
+    path_sets = [Paths.of(hm, SENDERS, receivers, mlps=mlps) for receivers in sets]
+    fast = [setup.sweep(paths) for paths in path_sets]
     monkeypatch.setitem(engine_parts._CHECKED, hm, "asked")
-    slow = [setup.sweep(Route.of(hm, SENDERS, receivers, mlps=mlps)) for receivers in sets]
-    for route, receivers, *found in zip(routes, sets, fast, slow, strict=True):
-        setup.agree(twins, route, receivers, *found)
+    slow = [setup.sweep(Paths.of(hm, SENDERS, receivers, mlps=mlps)) for receivers in sets]
+    for paths, receivers, *found in zip(path_sets, sets, fast, slow, strict=True):
+        setup.agree(twins, paths, receivers, *found)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,11 +77,11 @@ def test_hooks_of_ones_own_are_part_of_both_runs() -> None:
     setup, receivers = Setup(hm), ["L2.head[3].q", "L3.mlp"]
     louder = [(f"blocks.{layer}.hook_mlp_out", lambda x, hook=None: 1.5 * x) for layer in (0, 2)]
     with hm.bridge.hooks(fwd_hooks=louder):
-        route = Route.of(hm, SENDERS, receivers, mlps="recompute")
-        assert "hooks are in the " in Parts.of(hm).reason
-        found = setup.sweep(route)
-    setup.agree(setup.twins([(name, lambda x: 1.5 * x) for name, _ in louder]), route, receivers, found)
-    assert Parts.of(hm).reason == ""
+        paths = Paths.of(hm, SENDERS, receivers, mlps="recompute")
+        assert "hooks are in the " in BlockFunctions.of(hm).reason
+        found = setup.sweep(paths)
+    setup.agree(setup.twins([(name, lambda x: 1.5 * x) for name, _ in louder]), paths, receivers, found)
+    assert BlockFunctions.of(hm).reason == ""
 
 
 def test_a_receiver_that_is_not_after_the_sender_changes_nothing_bit_for_bit(family: str) -> None:
@@ -94,7 +94,7 @@ def test_a_receiver_that_is_not_after_the_sender_changes_nothing_bit_for_bit(fam
     baseline = Engine.of(hm).baseline(run, setup.read)
     for receivers, senders in ((early, late), (["L2.mlp"], ["L2.mlp", "L3.attn"])):
         for mlps in ("freeze", "recompute"):
-            assert (setup.sweep(Route.of(hm, senders, receivers, mlps=mlps)) == baseline).all()
+            assert (setup.sweep(Paths.of(hm, senders, receivers, mlps=mlps)) == baseline).all()
 
 
 def test_a_sender_replaced_by_itself_changes_nothing_bit_for_bit(family: str) -> None:
@@ -102,14 +102,14 @@ def test_a_sender_replaced_by_itself_changes_nothing_bit_for_bit(family: str) ->
     setup = Setup(hm)
     baseline = Engine.of(hm).baseline(cached_run(hm, ragged(setup.own)), setup.read)
     for receivers in receiver_sets(hm):
-        route = Route.of(hm, SENDERS, receivers, mlps="recompute")
-        assert (setup.sweep(route, same=True) == baseline).all()
+        paths = Paths.of(hm, SENDERS, receivers, mlps="recompute")
+        assert (setup.sweep(paths, same=True) == baseline).all()
 
 
 def test_the_stream_after_the_last_block_is_as_good_as_the_logits() -> None:
     setup = Setup(deep("gemma2"))
     found = [
-        setup.sweep(Route.of(setup.hm, SENDERS, to, mlps="recompute"))
+        setup.sweep(Paths.of(setup.hm, SENDERS, to, mlps="recompute"))
         for to in (None, "logits", ["L3.resid_post"])
     ]
     assert torch.equal(found[0], found[1])
@@ -120,8 +120,8 @@ def test_the_budget_does_not_matter() -> None:
     hm = deep("llama")
     setup = Setup(hm)
     for receivers in receiver_sets(hm):
-        route = Route.of(hm, ["L2.head[3]", "embed", "mlp"], receivers, mlps="recompute")
-        close(setup.sweep(route, budget=10), setup.sweep(route), rtol=0.0, atol=1e-12)
+        paths = Paths.of(hm, ["L2.head[3]", "embed", "mlp"], receivers, mlps="recompute")
+        close(setup.sweep(paths, budget=10), setup.sweep(paths), rtol=0.0, atol=1e-12)
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v"])
@@ -140,10 +140,12 @@ def test_paths_from_head_to_head_equal_transformer_lens(part: Any) -> None:
     read = AllLogits.at(hm, torch.full((2, 1), 5))
     for layer in (2, 3):
         for head in range(hm.arch.shape.n_heads):
-            route = Route.of(hm, ["L1.head[2]"], [f"L{layer}.head[{head}].{part}"])
-            run = cached_run(hm, ragged(rows), route.kept_by_run(Parts.of(hm)))
-            source = activations(hm, ragged([row[None] for row in clean]), route.kept_by_source())
-            found = path_sweep(Engine.of(hm), route, Sending.everywhere(run, source, read))[0, 0, :, 5].mean()
+            paths = Paths.of(hm, ["L1.head[2]"], [f"L{layer}.head[{head}].{part}"])
+            run = cached_run(hm, ragged(rows), paths.run_names(BlockFunctions.of(hm)))
+            source = activations(hm, ragged([row[None] for row in clean]), paths.source_names())
+            found = path_sweep(Engine.of(hm), paths, PathTask.everywhere(run, source, read))[
+                0, 0, :, 5
+            ].mean()
             # TransformerLens rounds what it finds to float32.
             assert float(found) == pytest.approx(float(theirs[layer, head]), abs=1e-6)
 
@@ -250,4 +252,4 @@ def test_a_sender_named_twice_sends_once(llama: HookedModel) -> None:
 
 def test_there_is_no_middle_between_attention_and_mlp_that_run_in_parallel() -> None:
     with pytest.raises(SiteError, match="runs attention and MLP in parallel"):
-        Route.of(deep("neox"), "mlp", ["L1.resid_mid"])
+        Paths.of(deep("neox"), "mlp", ["L1.resid_mid"])

@@ -38,7 +38,7 @@ from mechunlearn.core.sites.site import Site
 from mechunlearn.core.statistics import bootstrap_interval
 from mechunlearn.errors import FactError, ScoresError, one_of, require_positive
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.localization.engine.patches import Patches, writes_of
 from mechunlearn.localization.fact_lookup.preference import require_preference
 from mechunlearn.localization.patching.answer_metrics import Measure, answer_rows
 from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
@@ -143,8 +143,8 @@ def _effects(
             both, batch = part.runs(hm, keep=names), part.answers.batch
             measure = Measure(part.answers, ("logit_diff",))
             last = torch.nn.functional.one_hot(batch.subject_last, batch.tokens.shape[1]).bool()
-            jobs = Jobs.grid(writes, (last if positions == "last_subject" else batch.subject)[None])
-            swapped = engine.sweep(both.clean, both.corrupt.activations, jobs, measure, bar=bar)
+            patches = Patches.grid(writes, (last if positions == "last_subject" else batch.subject)[None])
+            swapped = engine.sweep(both.clean, both.corrupt.activations, patches, measure, bar=bar)
             runs = [engine.baseline(run, measure)[:, 0] for run in (both.clean, both.corrupt)]
             columns = torch.stack([*runs, *swapped.view(len(writes), -1)], dim=1)
             preference.index_add_(0, part.answers.fact, columns)
