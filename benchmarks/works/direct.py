@@ -48,7 +48,7 @@ def direct_paths(setting: PatchTask) -> Work:
 
 
 def captured(setting: PatchTask, prompts: Prompts, paths: Paths) -> PathTask:
-    """Both runs, with what the paths needs of them."""
+    """Both runs, with what the paths need of them."""
     run = cached_run(
         setting.hm, Batch.of_tokens(prompts.clean), paths.run_names(BlockFunctions.of(setting.hm))
     )

@@ -23,7 +23,8 @@ from mechunlearn.auditing.sections import Question, SectionReader
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError, MechUnlearnError
-from mechunlearn.localization.probing.linear_probes import fit_probes, probe_sites, states_at
+from mechunlearn.localization.probing.linear_probes import fit_probes
+from mechunlearn.models.activations import probe_sites, states_at
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.scorer import Prepared, perplexity, prepare, score
 

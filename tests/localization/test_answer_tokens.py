@@ -31,7 +31,7 @@ def test_first_tokens_are_those_that_follow_the_prompt(llama: HookedModel) -> No
         batch = encode(llama, [facts[row]], answer=[word])
         assert int(found.ids[row, 0]) == int(batch.tokens[0, int(batch.end) + 1])
     assert found.weight.tolist() == [[1.0, -1.0], [1.0, 0.0]]
-    assert not found.whole and found.note == " (first token)"
+    assert not found.single and found.note == " (first token)"
     assert first_tokens(llama, facts[:1], [{"p": 1.0}]).note == ""
 
 

@@ -20,7 +20,7 @@ from mechunlearn.core.hooks import steer
 from mechunlearn.core.scores.edges import EdgeScores
 from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.localization.attribution.edges import edge_attribution, edge_estimates
-from mechunlearn.localization.attribution.gradients import reading
+from mechunlearn.localization.attribution.gradients import unembed_at
 from mechunlearn.localization.attribution.graph import Graph
 from mechunlearn.localization.attribution.nodes import attribution
 from mechunlearn.localization.patching.corruption import OtherSubject
@@ -283,7 +283,7 @@ class TestLaws:
         own, other = (encode(gpt2, facts[:1], answer=[word]).labels.max() for word in "ac")
         logits = gpt2(batch.tokens)[0, int(asked.batch.lengths[0]) - 1]
         tokens, mask = asked.batch.tokens, asked.batch.mask
-        read = gpt2.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=[reading(asked)])
+        read = gpt2.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=[unembed_at(asked)])
         assert float(asked.difference(read)[0]) == pytest.approx(float(logits[own] - logits[other]))
 
 

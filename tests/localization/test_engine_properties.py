@@ -1,4 +1,4 @@
-"""What holds of the engine whatever is asked: random patches, edited weights, strange models, interruptions."""
+"""What always holds of the engine: random patches, edited weights, strange models, interruptions."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 1. Every argument of every block is recorded while the model runs once: the attention mask, rotary angles,
    position numbers, whatever a family passes. No family is known by name.
-2. A later call passes the same arguments, each tensor cut to the rows and positions that run again. Shapes say
-   which axes these are: a mask ``[row 1 pos pos]`` is cut on its queries; any other tensor with positions on
-   its second axis, or on its only one, is cut there.
+2. A later call passes the same arguments, each tensor cut to the rows and positions that run again. Shapes
+   tell which axes these are: a mask ``[row 1 pos pos]`` is cut on its queries; any other tensor with
+   positions on its second axis, or on its only one, is cut there.
 3. The key-value cache is replaced by one that puts the keys and values of the first run before the new ones.
 """
 

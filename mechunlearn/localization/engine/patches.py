@@ -1,7 +1,7 @@
 """Patches: what is written into a run, at which positions, with values of which other run.
 
-1. A ``Write`` is a hook point, and perhaps some units of its head or neuron axis. Sites at one hook point that
-   are written together (the heads of a set, the neurons of a set) are one write.
+1. A ``Write`` is a hook point, and perhaps some units of its head or neuron axis. Sites at one hook point
+   that are written together (the heads of a set, the neurons of a set) are one write.
 2. An intervention is the writes of one run: one site, a window of layers, the keys of some heads.
 3. A patch is one intervention in one row of a run, at some positions, with the values of one row of a source.
    By definition it is a run of its own; the engine gives the same result with less work.

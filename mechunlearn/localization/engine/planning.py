@@ -39,7 +39,7 @@ class PlannedPatch:
         number: index of the patch in the table.
         writes: the writes from the first that changes anything.
         entry: the first block that it runs; the number of blocks if it runs none.
-        original: index in the batch of the patch whose state it copies when it enters; None if it copies none.
+        original: index in the batch of the patch whose state it copies when it enters; None if there is none.
     """
 
     number: int

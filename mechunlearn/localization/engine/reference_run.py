@@ -1,7 +1,7 @@
 """The reference: every patch is a row of a complete, hooked run of the model.
 
-It assumes nothing about the model, and saves nothing but that patches share a batch. The faster way is checked
-against it, and it runs where a check fails.
+It assumes nothing about the model; patches share batches, and no other work is saved. The faster way is
+checked against it, and it runs where a check fails.
 """
 
 from __future__ import annotations
