@@ -128,7 +128,7 @@ class Exam:
             if fact.new is not None:
                 values |= {"new": float(outcome.says_new[at]), "p_new": float(outcome.p_new[at])}
             chance = 1 / len(fact.options) if fact.options else 0.0
-            said = outcome.said[at]
+            said = outcome.text[at]
             rows.append(Row(name, section, phrasing, fact.relation, unit, fact.prompt, said, values, chance))
         return rows
 

@@ -97,8 +97,8 @@ class _Sweep:
         at = at if self.paths.writes else readout.positions
         table, size = self._table(), max(1, self.engine.budget // at.shape[1])
         for start in range(0, len(table[0]), size):
-            sender, place, row = (column[start : start + size] for column in table)
-            tokens = propagator.sent(sender, row, at, where[place, row].gather(1, at[row]))
+            sender, group, row = (column[start : start + size] for column in table)
+            tokens = propagator.sent(sender, row, at, where[group, row].gather(1, at[row]))
             arrives = torch.zeros_like(row, dtype=torch.bool)
             arrives[tokens.patch] = True
             inputs, writes = propagator.inputs(tokens, row, at), self.paths.rerun_writes
@@ -106,7 +106,7 @@ class _Sweep:
                 after = propagator.after_values(inputs, row)
                 reads = readout.positions[row, :, None].expand(-1, -1, after.shape[-1])
                 inputs = {writes[0].name: after} if writes else {"logits": after.gather(1, reads)}
-            self._finish((sender, place, row), writes, inputs, arrives)
+            self._finish((sender, group, row), writes, inputs, arrives)
 
     def by_hooks(self) -> None:
         """Run the model once for every sender and place, all rows together."""
@@ -136,8 +136,8 @@ class _Sweep:
         senders = torch.tensor(self._live_senders(), dtype=torch.long, device=device)
         places, rows = (torch.arange(size, device=device) for size in self.values.shape[1:3])
         # Patches of one place begin at the same positions, so the engine can run them in one batch.
-        place, sender, row = torch.cartesian_prod(places, senders, rows).view(-1, 3).unbind(1)
-        return sender, place, row
+        group, sender, row = torch.cartesian_prod(places, senders, rows).view(-1, 3).unbind(1)
+        return sender, group, row
 
     def _finish(
         self,
@@ -154,7 +154,7 @@ class _Sweep:
             inputs: the values to write, or the final stream under ``"logits"``.
             arrives: whether any change arrives.
         """
-        (sender, place, row), live = indices, arrives.nonzero()[:, 0]
+        (sender, group, row), live = indices, arrives.nonzero()[:, 0]
         if self.bar is not None:
             self.bar.update(len(row))
         if not len(live):
@@ -166,4 +166,4 @@ class _Sweep:
             metrics = self.engine.sweep(self.task.run, inputs, patches, self.task.readout)
         else:
             metrics = read(self.engine.hm, inputs["logits"][live], row[live], self.task.readout)
-        self.values[sender[live].cpu(), place[live].cpu(), row[live].cpu()] = metrics
+        self.values[sender[live].cpu(), group[live].cpu(), row[live].cpu()] = metrics
