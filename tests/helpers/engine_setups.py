@@ -39,14 +39,14 @@ def tiers(hm: HookedModel, **options: Any) -> list[Engine]:
 
 def prompts(seed: int, lengths: Sequence[int] = LENGTHS, shared: int = 0) -> list[Tensor]:
     """Random tokens per row, the first of which do not depend on the seed."""
-    found = []
+    rows = []
     for row, length in enumerate(lengths):
         drawn = [
             torch.randint(2, VOCAB, (1, length), generator=torch.Generator().manual_seed(s + row))
             for s in (0, seed)
         ]
-        found.append(torch.where(torch.arange(length) < min(shared, length - 1), drawn[0], drawn[1]))
-    return found
+        rows.append(torch.where(torch.arange(length) < min(shared, length - 1), drawn[0], drawn[1]))
+    return rows
 
 
 def some_sites(hm: HookedModel) -> list[tuple[Site, ...]]:
@@ -116,14 +116,14 @@ class Setup:
     def twin(self) -> Tensor:
         """Each job by itself, in a complete run of its own prompt."""
         given = [values(self.hm, Prompt(prompt)) for prompt in self.others]
-        found = []
+        results = []
         for i, row, where in zip(
             self.patches.intervention, self.patches.row.tolist(), self.patches.where, strict=True
         ):
             changes = writes(self.hm, self.interventions[int(i)], given[row], where.nonzero()[:, 0])
             run = logits(self.hm, Prompt(self.own[row]), changes)
-            found.append(run[self.read.positions[row]].flatten())
-        return torch.stack(found)
+            results.append(run[self.read.positions[row]].flatten())
+        return torch.stack(results)
 
 
 @cache

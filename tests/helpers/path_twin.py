@@ -67,14 +67,14 @@ class Twin:
         self.here, self.there = self.seen(own), self.seen(other)
 
     def seen(self, prompt: Prompt) -> dict[str, Tensor]:
-        found = values(self.hm, prompt, self.extra)
+        states = values(self.hm, prompt, self.extra)
 
         def keep(x: Tensor) -> Tensor:
-            found["hook_embed"] = x
+            states["hook_embed"] = x
             return x
 
         logits(self.hm, prompt, [("hook_embed", keep)])
-        return found
+        return states
 
     def held(self, sender: Site, mlps: str, at: Sequence[int]) -> list[tuple[str, Change]]:
         """All heads as they are, MLPs too unless recomputed, and the sender as in the other run."""
@@ -155,15 +155,15 @@ class Setup:
         return [Twin(self.hm, Prompt(own), Prompt(other), extra) for own, other in pairs]
 
     def agree(
-        self, twins: Sequence[Twin], paths: Paths, receivers: Sequence[str] | None, *found: Tensor
+        self, twins: Sequence[Twin], paths: Paths, receivers: Sequence[str] | None, *actual: Tensor
     ) -> None:
         """Compare senders with the twin, each in one of the prompts."""
         for s, sender in enumerate(paths.senders):
             row = s % 2
-            wanted = twins[row].run(
+            expected = twins[row].run(
                 sender, receivers, paths.mlps, self.where[0, row].nonzero()[:, 0].tolist()
             )
-            for each in found:
+            for each in actual:
                 torch.testing.assert_close(
-                    each[s, row], wanted[self.read.positions[row]].flatten(), rtol=0.0, atol=1e-10
+                    each[s, row], expected[self.read.positions[row]].flatten(), rtol=0.0, atol=1e-10
                 )

@@ -42,8 +42,8 @@ def test_queries_keys_values_heads_and_mlps_are_those_of_a_run(hm: HookedModel) 
         block = f"blocks.{layer}."
         stream = cache[f"{block}hook_resid_pre"][0]
         for part, unit in (("q", shape.n_heads - 1), ("k", 1), ("v", 0)):
-            wanted = cache[f"{block}attn.hook_{part}"][0, :, unit]
-            close(functions.project(layer, part, stream, (unit,))[:, 0], wanted)
+            expected = cache[f"{block}attn.hook_{part}"][0, :, unit]
+            close(functions.project(layer, part, stream, (unit,))[:, 0], expected)
         # The bias of the output is nobody's.
         z = cache[f"{block}attn.hook_z"][0]
         out = torch.stack([functions.head(layer, h, z[:, h]) for h in range(shape.n_heads)]).sum(0)
@@ -54,8 +54,8 @@ def test_queries_keys_values_heads_and_mlps_are_those_of_a_run(hm: HookedModel) 
         close(functions.mlp(layer, middle), cache[f"{block}hook_mlp_out"][0])
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 REASONS: Any = {

@@ -42,8 +42,8 @@ def drawn_sites(draw: st.DrawFn, hm: HookedModel) -> tuple[Site, ...]:
     )
     keys = st.builds(Site, st.just("kv" if shape.grouped else "head"), layers, units, st.sampled_from("kv"))
     others = st.builds(Site, st.sampled_from(["pattern", "neuron"]), layers, units)
-    found: list[Site] = draw(st.lists(whole | heads | keys | others, min_size=1, max_size=4, unique=True))
-    return tuple(found)
+    sites: list[Site] = draw(st.lists(whole | heads | keys | others, min_size=1, max_size=4, unique=True))
+    return tuple(sites)
 
 
 # Without shrinking, which takes minutes where every example compiles its hooks.
@@ -70,13 +70,13 @@ def test_any_sites_anywhere_equal_the_hooked_run_and_the_twin(data: st.DataObjec
         tuple(writes_of(hm, sites) for sites in sets), torch.arange(count), columns[0], columns[1], where
     )
     run, source = cached_run(hm, ragged(own), patches.names), activations(hm, ragged(others), patches.names)
-    wanted = []
+    expected = []
     for sites, row, given_row, at in zip(sets, *(column.tolist() for column in columns), where, strict=True):
         changes = writes(hm, sites, values(hm, Prompt(others[given_row])), at.nonzero()[:, 0])
-        wanted.append(logits(hm, Prompt(own[row]), changes)[reads[row]].flatten())
+        expected.append(logits(hm, Prompt(own[row]), changes)[reads[row]].flatten())
     for engine in tiers(hm):
-        found = engine.sweep(run, source, patches, AllLogits.at(hm, reads))
-        torch.testing.assert_close(found, torch.stack(wanted), **TIGHT)
+        actual = engine.sweep(run, source, patches, AllLogits.at(hm, reads))
+        torch.testing.assert_close(actual, torch.stack(expected), **TIGHT)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -85,15 +85,15 @@ def test_an_edit_between_two_sweeps_is_seen(name: str) -> None:
     engine, sites = Engine.of(hm), some_sites(hm)[::3]
     before = Setup(hm, sites, (6,)).sweep(engine)
     with torch.no_grad():
-        for place in ("L0.head[1].q", "L1.head[0].v" if name == "gpt2" else "L1.kv[0].v", "L1.mlp.out"):
-            for part in hm.slices([Site.parse(place)]):
+        for site in ("L0.head[1].q", "L1.head[0].v" if name == "gpt2" else "L1.kv[0].v", "L1.mlp.out"):
+            for part in hm.slices([Site.parse(site)]):
                 part.add_(hm.params[part.name], 0.5 * torch.ones_like(part.of(hm.params[part.name])))
     hm.sync()
     setup = Setup(hm, sites, (6,))
-    wanted = setup.twin()
+    expected = setup.twin()
     for each in (engine, Engine.of(hm), *tiers(hm)):
-        torch.testing.assert_close(setup.sweep(each), wanted, **TIGHT)
-    assert (before - wanted).abs().max() > 0.01
+        torch.testing.assert_close(setup.sweep(each), expected, **TIGHT)
+    assert (before - expected).abs().max() > 0.01
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, hm: HookedModel) -> None:
@@ -187,9 +187,9 @@ def test_a_users_own_hooks_keep_firing_and_see_all_positions(point: str, hook: C
     with hm.hooks([(point, hook)]):
         setup = Setup(hm, some_sites(hm), (7, 7), share=0.3)
         setup.read = AllLogits.at(hm, torch.tensor([[3, 4], [3, 3]]))
-        wanted = setup.twin()
+        expected = setup.twin()
         for engine in (checked, tiers(hm)[1]):
-            torch.testing.assert_close(setup.sweep(engine), wanted, **TIGHT)
+            torch.testing.assert_close(setup.sweep(engine), expected, **TIGHT)
         assert hm.hook_dict[point].fwd_hooks
 
 
@@ -286,7 +286,7 @@ def test_the_budget_bounds_how_much_is_alive_at_once(monkeypatch: pytest.MonkeyP
 def test_single_precision_agrees_with_the_twin_to_a_small_part_of_the_effects(family: str) -> None:
     hm = HookedModel.from_hf(hf_model(family))
     setup = Setup(hm, some_sites(hm)[::2], share=0.2)
-    wanted = setup.twin().double()
-    scale = (wanted - Engine(hm).baseline(setup.run, setup.read)[setup.patches.row]).abs().max()
+    expected = setup.twin().double()
+    scale = (expected - Engine(hm).baseline(setup.run, setup.read)[setup.patches.row]).abs().max()
     for engine in tiers(hm):
-        assert (setup.sweep(engine) - wanted).abs().max() <= 5e-5 * scale
+        assert (setup.sweep(engine) - expected).abs().max() <= 5e-5 * scale

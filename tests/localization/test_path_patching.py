@@ -47,8 +47,8 @@ def test_senders_of_every_kind_to_receivers_of_every_kind_equal_the_twin(
     fast = [setup.sweep(paths) for paths in path_sets]
     monkeypatch.setitem(engine_parts._CHECKED, hm, "asked")
     slow = [setup.sweep(Paths.of(hm, SENDERS, receivers, mlps=mlps)) for receivers in sets]
-    for paths, receivers, *found in zip(path_sets, sets, fast, slow, strict=True):
-        setup.agree(twins, paths, receivers, *found)
+    for paths, receivers, *actual in zip(path_sets, sets, fast, slow, strict=True):
+        setup.agree(twins, paths, receivers, *actual)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,10 +66,10 @@ def test_the_two_lists_of_hooks_are_the_same_experiment(family: str) -> None:
             hm, sender, receivers, reference=clean, source=dirty, store=store, mlps=mlps, at=at
         )
         direct = hm.run_with_hooks(own.tokens, fwd_hooks=first)[0]
-        found = hm.run_with_hooks(own.tokens, fwd_hooks=second)[0]
-        close(found, twin.run(Site.parse(sender), receivers, mlps, [0, 2, 4]), rtol=0.0, atol=1e-10)
+        actual = hm.run_with_hooks(own.tokens, fwd_hooks=second)[0]
+        close(actual, twin.run(Site.parse(sender), receivers, mlps, [0, 2, 4]), rtol=0.0, atol=1e-10)
         if receivers is None:
-            close(direct, found, rtol=0.0, atol=1e-10)
+            close(direct, actual, rtol=0.0, atol=1e-10)
 
 
 def test_hooks_of_ones_own_are_part_of_both_runs() -> None:
@@ -79,8 +79,8 @@ def test_hooks_of_ones_own_are_part_of_both_runs() -> None:
     with hm.bridge.hooks(fwd_hooks=louder):
         paths = Paths.of(hm, SENDERS, receivers, mlps="recompute")
         assert "hooks are in the " in BlockFunctions.of(hm).reason
-        found = setup.sweep(paths)
-    setup.agree(setup.twins([(name, lambda x: 1.5 * x) for name, _ in louder]), paths, receivers, found)
+        actual = setup.sweep(paths)
+    setup.agree(setup.twins([(name, lambda x: 1.5 * x) for name, _ in louder]), paths, receivers, actual)
     assert BlockFunctions.of(hm).reason == ""
 
 
@@ -108,12 +108,12 @@ def test_a_sender_replaced_by_itself_changes_nothing_bit_for_bit(family: str) ->
 
 def test_the_stream_after_the_last_block_is_as_good_as_the_logits() -> None:
     setup = Setup(deep("gemma2"))
-    found = [
+    actual = [
         setup.sweep(Paths.of(setup.hm, SENDERS, to, mlps="recompute"))
         for to in (None, "logits", ["L3.resid_post"])
     ]
-    assert torch.equal(found[0], found[1])
-    close(found[2], found[0], rtol=0.0, atol=1e-12)
+    assert torch.equal(actual[0], actual[1])
+    close(actual[2], actual[0], rtol=0.0, atol=1e-12)
 
 
 def test_the_budget_does_not_matter() -> None:
@@ -143,11 +143,11 @@ def test_paths_from_head_to_head_equal_transformer_lens(part: Any) -> None:
             paths = Paths.of(hm, ["L1.head[2]"], [f"L{layer}.head[{head}].{part}"])
             run = cached_run(hm, ragged(rows), paths.run_names(BlockFunctions.of(hm)))
             source = activations(hm, ragged([row[None] for row in clean]), paths.source_names())
-            found = path_sweep(Engine.of(hm), paths, PathTask.everywhere(run, source, read))[
+            actual = path_sweep(Engine.of(hm), paths, PathTask.everywhere(run, source, read))[
                 0, 0, :, 5
             ].mean()
             # TransformerLens rounds what it finds to float32.
-            assert float(found) == pytest.approx(float(theirs[layer, head]), abs=1e-6)
+            assert float(actual) == pytest.approx(float(theirs[layer, head]), abs=1e-6)
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def test_facts_of_different_lengths_and_answers_of_several_tokens_equal_the_twin
     assert scores.values.sizes["fact"] == len(swaps.facts) > 2
     twin = FactTwin(hm, swaps.facts, swaps.swapped)
     swapped = direction == "denoising"
-    gaps, found = [], np.full(scores.values.shape, np.nan)
+    gaps, actual = [], np.full(scores.values.shape, np.nan)
     for f in range(len(swaps.facts)):
         runs = {
             w: Twin(hm, twin.prompt(f, w, other=swapped), twin.prompt(f, w, other=not swapped))
@@ -175,23 +175,23 @@ def test_facts_of_different_lengths_and_answers_of_several_tokens_equal_the_twin
         )
         gaps.append(np.subtract(other, plain))
         for s, sender in enumerate(senders):
-            for place in range(scores.values.sizes["pos"]):
-                where = {w: twin.places(f, w, "groups")[place] for w in runs}
+            for index in range(scores.values.sizes["pos"]):
+                where = {w: twin.places(f, w, "groups")[index] for w in runs}
                 if all(where.values()):
                     done = {
                         w: runs[w].run(Site.parse(sender), receivers, "recompute", where[w]) for w in runs
                     }
                     after = [twin.score(f, metric, done.__getitem__) for metric in metrics]
-                    found[f, s, place] = np.subtract(after, plain)
-    np.testing.assert_allclose(scores.values.values, found / np.mean(gaps, axis=0), rtol=0.0, atol=1e-9)
+                    actual[f, s, index] = np.subtract(after, plain)
+    np.testing.assert_allclose(scores.values.values, actual / np.mean(gaps, axis=0), rtol=0.0, atol=1e-9)
 
 
 def test_in_a_planted_model_the_lookup_alone_goes_through_the_carriers_values() -> None:
     hm, facts = planted_model(), planted_facts()[:12]
     through = path_patch(hm, facts, ("mlp", "attn"), ["L2.head[0].v"], progress=False)
-    found = dict(zip(map(str, through.sites), through.reduce().values.values.tolist(), strict=True))
-    lookup = found.pop("L1.mlp")
-    assert lookup < -1 and all(abs(value) < 1e-4 * abs(lookup) for value in found.values())
+    actual = dict(zip(map(str, through.sites), through.reduce().values.values.tolist(), strict=True))
+    lookup = actual.pop("L1.mlp")
+    assert lookup < -1 and all(abs(value) < 1e-4 * abs(lookup) for value in actual.values())
     keys = path_patch(hm, facts, ["L1.mlp"], ["L2.head[0].q"], progress=False).reduce()
     assert abs(float(keys.values[0])) < 1e-4 * abs(lookup)
     direct = path_patch(hm, facts, ("mlp", "attn"), progress=False).reduce()

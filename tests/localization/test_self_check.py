@@ -39,13 +39,13 @@ def test_hooks_before_the_blocks_count_on_a_model_seen_for_the_first_time_too() 
 
     known, options = fresh(), {"sites": "mlp", "progress": False}
     Engine.of(known)
-    found = []
+    actual = []
     for hm in (known, fresh()):
         with hm.bridge.hooks(fwd_hooks=[("hook_embed", louder)]):
-            found.append(activation_patch(hm, tiny_facts(), **options).values.values)  # type: ignore[arg-type]
-    np.testing.assert_allclose(found[0], found[1], atol=1e-10)
+            actual.append(activation_patch(hm, tiny_facts(), **options).values.values)  # type: ignore[arg-type]
+    np.testing.assert_allclose(actual[0], actual[1], atol=1e-10)
     plain = activation_patch(known, tiny_facts(), **options).values.values  # type: ignore[arg-type]
-    assert np.nanmax(np.abs(plain - found[0])) > 1e-3
+    assert np.nanmax(np.abs(plain - actual[0])) > 1e-3
 
 
 def test_a_full_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

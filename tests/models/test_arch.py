@@ -16,7 +16,7 @@ from mechunlearn.models.arch import HookIndex, Slice
 from mechunlearn.models.families import family_of
 from mechunlearn.models.hooked import HookedModel
 
-parts = st.sets(st.integers(0, 4), min_size=1).map(lambda found: Slice("w", 1, tuple(sorted(found))))
+parts = st.sets(st.integers(0, 4), min_size=1).map(lambda index: Slice("w", 1, tuple(sorted(index))))
 wholes = st.just(Slice("w"))
 
 
