@@ -26,16 +26,13 @@ from torch.utils.checkpoint import checkpoint
 from mechunlearn.editing.objectives.reading import Request
 from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.errors import SiteError
+from mechunlearn.models.activations import StopRun
 from mechunlearn.models.agreement import close
 from mechunlearn.models.families import family_of
 from mechunlearn.models.working_copy import working_copy
 
 if TYPE_CHECKING:
     from mechunlearn.models.hooked import HookedModel
-
-
-class _Ended(Exception):
-    """Ends a run after a block; not an error."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class Runner:
         try:
             inputs = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
             logits = self.hm.hf(**inputs, logits_to_keep=columns).logits
-        except _Ended:
+        except StopRun:
             logits = next(iter(self._hidden.values())).new_empty(len(tokens), 0, 0)
         finally:
             states, self._hidden = self._hidden, {}
@@ -233,7 +230,7 @@ class Runner:
         if layer in self._read:
             self._hidden[layer] = out[0] if self._wrapped else out
         if layer == self._last:
-            raise _Ended
+            raise StopRun
         return out
 
     def _problem(self) -> str:
