@@ -27,9 +27,10 @@ from benchmarks.timing import Row
 from benchmarks.works import probes
 from benchmarks.works.reading import Difference
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.localization.engine.patches import Patches, writes_of
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 
 PLACES = 48
@@ -127,12 +128,12 @@ def _sweep(here: PatchTask, places: int) -> None:
     generator = torch.Generator().manual_seed(0)
     where = torch.rand(max(1, places), here.rows, here.length, generator=generator) < 0.5
     where[:, :, 0] = True
-    jobs = Jobs.grid(writes, where.to(hm.device))
+    patches = Patches.grid(writes, where.to(hm.device))
     names = [write.name for some in writes for write in some]
-    run = capture(hm, Batch.of_tokens(prompts.corrupt), keep=names)
+    run = cached_run(hm, Batch.of_tokens(prompts.corrupt), names)
     source = activations(hm, Batch.of_tokens(prompts.clean), names)
     if places:
-        Engine.of(hm).sweep(run, source, jobs, Difference(prompts))
+        Engine.of(hm).sweep(run, source, patches, Difference(prompts))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def step_rows(trial: Trial, *, steps: int, judge: bool = True) -> list[StepRow]:
     spent, losses = race_steps(sides, steps + 1, device)
     if judge:
         _agree(trial.cut.id, losses)
-    found = StepRow(
+    row = StepRow(
         trial.cut.id,
         "",
         max_abs_diff=apart,
@@ -81,9 +81,9 @@ def step_rows(trial: Trial, *, steps: int, judge: bool = True) -> list[StepRow]:
         rounds=steps,
         fill_cpu_s=fill.cpu,
         fill_texts=len(trial.corpus),
-        note=_said(ours, trial),
+        note=_note(ours, trial),
     )
-    rows = [_beside(found, peer, _median(spent["ours"]), _median(spent[peer])) for peer in (FROZEN, FULL)]
+    rows = [_beside(row, peer, _median(spent["ours"]), _median(spent[peer])) for peer in (FROZEN, FULL)]
     return [replace(rows[0], target=trial.cut.target), rows[1]]
 
 
@@ -97,14 +97,14 @@ def gradients(trial: Trial, order: Sequence[Sequence[int]]) -> tuple[float, floa
         trial: what is trained, and on what.
         order: which texts come at each step.
     """
-    descent = trial.descent(optimizer="SGD", lr=1.0)
-    descent.step(1)
+    optimization = trial.optimization(optimizer="SGD", lr=1.0)
+    optimization.step(1)
     full = Plain(trial, order[:1], everything=True)
     full.backward(1)
-    wanted = {name: p.grad for name, p in full.model.named_parameters()}
+    expected = {name: p.grad for name, p in full.model.named_parameters()}
     apart, scale, worst = 0.0, 0.0, 0.0
-    for part, moved in zip(descent.trained.slices, descent.trained.deltas(), strict=True):
-        grad = wanted[part.name]
+    for part, moved in zip(optimization.trained.slices, optimization.trained.deltas(), strict=True):
+        grad = expected[part.name]
         entries = part.of(torch.zeros_like(full.model.get_parameter(part.name)) if grad is None else grad)
         largest, difference = float(entries.abs().max()), float((entries + moved).detach().abs().max())
         apart, scale = max(apart, difference), max(scale, largest)
@@ -142,15 +142,15 @@ def _agree(name: str, losses: Mapping[str, Sequence[float]]) -> None:
     _close(f"{name}, {FULL}", losses["ours"][0], losses[FULL][0])
 
 
-def _close(what: str, ours: float, other: float) -> None:
-    if not abs(ours - other) <= TOLERANCE * abs(other):
+def _close(what: str, ours: float, peer: float) -> None:
+    if not abs(ours - peer) <= TOLERANCE * abs(peer):
         raise AssertionError(
-            f"{what}: the losses are {ours:.8g} and {other:.8g}; a difference of at most {TOLERANCE:g} of "
+            f"{what}: the losses are {ours:.8g} and {peer:.8g}; a difference of at most {TOLERANCE:g} of "
             "them was expected"
         )
 
 
-def paid_at(fill: float, ours: float, theirs: float) -> int | None:
+def paid_at(fill: float, ours: float, peer: float) -> int | None:
     """The first step after which filling and stepping took no more than stepping as the other side does.
 
     None if a step of the other side costs no more than one of ours.
@@ -158,35 +158,35 @@ def paid_at(fill: float, ours: float, theirs: float) -> int | None:
     Args:
         fill: what filling costs.
         ours: what a step of ours costs.
-        theirs: what a step of the other side costs.
+        peer: what a step of the other side costs.
     """
-    return max(1, math.ceil(fill / (theirs - ours))) if theirs > ours else None
+    return max(1, math.ceil(fill / (peer - ours))) if peer > ours else None
 
 
-def _said(ours: Ours, trial: Trial) -> str:
+def _note(ours: Ours, trial: Trial) -> str:
     """What a reader of the numbers has to know."""
-    if ours.descent.runner.reason:
-        return f"the whole model is run at every step: {ours.descent.runner.reason}"
-    size, kept = len(trial.corpus), sum(map(len, trial.order(1)))
-    return f"{size} texts are kept, {size // kept} steps of {kept}"
+    if ours.optimization.runner.reason:
+        return f"the whole model is run at every step: {ours.optimization.runner.reason}"
+    size, step = len(trial.corpus), sum(map(len, trial.order(1)))
+    return f"{size} texts are kept, {size // step} steps of {step}"
 
 
-def _beside(found: StepRow, peer: str, ours: Time, theirs: Time) -> StepRow:
-    fill = found.fill_cpu_s or 0.0
+def _beside(row: StepRow, peer: str, ours: Time, peer_time: Time) -> StepRow:
+    fill = row.fill_cpu_s or 0.0
     # A clock of CPU time may stand still while a tiny step is taken.
     cpu, wall = max(ours.cpu, 1e-9), max(ours.wall, 1e-9)
     return replace(
-        found,
+        row,
         peer=peer,
-        cpu_ratio=theirs.cpu / cpu,
-        wall_ratio=theirs.wall / wall,
+        cpu_ratio=peer_time.cpu / cpu,
+        wall_ratio=peer_time.wall / wall,
         ours_cpu_s=ours.cpu,
         ours_wall_s=ours.wall,
-        peer_cpu_s=theirs.cpu,
-        peer_wall_s=theirs.wall,
+        peer_cpu_s=peer_time.cpu,
+        peer_wall_s=peer_time.wall,
         load=os.getloadavg()[0],
         fill_steps=fill / cpu,
-        paid_at_step=paid_at(fill, ours.cpu, theirs.cpu),
+        paid_at_step=paid_at(fill, ours.cpu, peer_time.cpu),
     )
 
 

@@ -28,12 +28,14 @@ from mechunlearn.editing import objectives as objectives
 from mechunlearn.editing import whp as whp
 from mechunlearn.editing.edits.diff import diff as diff
 from mechunlearn.editing.edits.edits import Edit as Edit
+from mechunlearn.editing.edits.recipes import Optimizer as Optimizer
 from mechunlearn.editing.edits.recipes import Stop as Stop
 from mechunlearn.editing.studies.classes import forget_class as forget_class
 from mechunlearn.editing.studies.counting import count_curve as count_curve
 from mechunlearn.editing.studies.sequence import edit_sequence as edit_sequence
 from mechunlearn.editing.studies.sizes import edit_size_curve as edit_size_curve
 from mechunlearn.editing.training.fitting import edit as edit
+from mechunlearn.editing.training.limits import Limits as Limits
 from mechunlearn.localization.attribution.edges import edge_attribution as edge_attribution
 from mechunlearn.localization.attribution.nodes import attribution as attribution
 from mechunlearn.localization.fact_lookup.probe_and_swap import fact_lookup as fact_lookup
@@ -65,9 +67,11 @@ __all__ = [
     "Facts",
     "Hook",
     "HookedModel",
+    "Limits",
     "Localization",
     "MeanAblation",
     "Noise",
+    "Optimizer",
     "OtherSubject",
     "Report",
     "Resample",

@@ -85,10 +85,11 @@ def test_a_plain_step_moves_what_it_trains_and_never_the_model_it_was_made_of(ev
 def test_filling_computes_every_text_once_and_steps_compute_none() -> None:
     ours = Ours(trial())
     ours.fill()
-    assert ours.descent.feed.computed() == len(ours.descent.feed.sources["corpus", ""].variants[0]) == 8
+    feed = ours.optimization.feed
+    assert feed.computed() == len(feed.sources["corpus", ""].variants[0]) == 8
     for number in range(1, 6):
         ours(number)
-    assert ours.descent.feed.computed() == 8
+    assert feed.computed() == 8
 
 
 def test_sides_take_turns_and_their_first_step_does_not_count() -> None:

@@ -19,11 +19,12 @@ from benchmarks.work import Peer, Work
 from benchmarks.works.reading import Difference
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.block_functions import BlockFunctions
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.path_patching.paths import Route
-from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.localization.path_patching.paths import Paths
+from mechunlearn.localization.path_patching.sweep import PathTask, path_sweep
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 
 
@@ -33,12 +34,12 @@ def direct_paths(setting: PatchTask) -> Work:
     layers = range(setting.layers)
     heads = [Site("head", layer, head) for layer in layers for head in range(setting.hm.arch.shape.n_heads)]
     senders = heads + [Site("mlp", layer) for layer in layers]
-    route = Route.of(setting.hm, senders, None)
+    paths = Paths.of(setting.hm, senders, None)
     return Work(
         "direct_paths",
         len(senders),
         # The sweep itself is nothing beside the two runs it needs, so these are counted here.
-        lambda state: paths(setting, route, captured(setting, prompts, route)),
+        lambda state: path_effects(setting, paths, captured(setting, prompts, paths)),
         (_hooked(setting, prompts, senders),),
         baseline=lambda: clean(setting, prompts),
         target=80.0,
@@ -46,16 +47,18 @@ def direct_paths(setting: PatchTask) -> Work:
     )
 
 
-def captured(setting: PatchTask, prompts: Prompts, route: Route) -> Sending:
-    """Both runs, with what the route needs of them."""
-    run = capture(setting.hm, Batch.of_tokens(prompts.clean), keep=route.kept_by_run(Parts.of(setting.hm)))
-    source = activations(setting.hm, Batch.of_tokens(prompts.corrupt), route.kept_by_source())
-    return Sending.everywhere(run, source, Difference(prompts))
+def captured(setting: PatchTask, prompts: Prompts, paths: Paths) -> PathTask:
+    """Both runs, with what the paths need of them."""
+    run = cached_run(
+        setting.hm, Batch.of_tokens(prompts.clean), paths.run_names(BlockFunctions.of(setting.hm))
+    )
+    source = activations(setting.hm, Batch.of_tokens(prompts.corrupt), paths.source_names())
+    return PathTask.everywhere(run, source, Difference(prompts))
 
 
-def paths(setting: PatchTask, route: Route, sending: Sending) -> Float[Tensor, "site row"]:
+def path_effects(setting: PatchTask, paths: Paths, task: PathTask) -> Float[Tensor, "site row"]:
     """This library: what every sender does to the answer through the receivers."""
-    return path_sweep(Engine.of(setting.hm), route, sending)[:, 0, :, 0]
+    return path_sweep(Engine.of(setting.hm), paths, task)[:, 0, :, 0]
 
 
 def clean(setting: PatchTask, prompts: Prompts) -> Float[Tensor, "row"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks.models import Prompts
-from mechunlearn.localization.engine.readout import Final
+from mechunlearn.localization.engine.readout import FinalStates
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Difference:
     """
 
     prompts: Prompts
-    whole: bool = False
+    all_logits: bool = False
     width: int = 1
 
     @property
@@ -29,7 +29,7 @@ class Difference:
         """The last position of every row."""
         return _last(self.prompts.clean)
 
-    def __call__(self, final: Final, rows: Int[Tensor, "read"]) -> Float[Tensor, "read 1"]:
+    def __call__(self, final: FinalStates, rows: Int[Tensor, "read"]) -> Float[Tensor, "read 1"]:
         """Read some rows."""
         found = final.columns(self.prompts.answers[rows][..., None])
         return found[:, 0] - found[:, 1]
@@ -46,7 +46,7 @@ class Probability:
 
     tokens: Int[Tensor, "row pos"]
     answer: int
-    whole: bool = True
+    all_logits: bool = True
     width: int = 1
 
     @property
@@ -54,7 +54,7 @@ class Probability:
         """The last position of every row."""
         return _last(self.tokens)
 
-    def __call__(self, final: Final, rows: Int[Tensor, "read"]) -> Float[Tensor, "read 1"]:
+    def __call__(self, final: FinalStates, rows: Int[Tensor, "read"]) -> Float[Tensor, "read 1"]:
         """Read some rows."""
         return final.logits.softmax(-1)[..., self.answer]
 

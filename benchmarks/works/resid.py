@@ -17,9 +17,10 @@ from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
 from benchmarks.works.reading import Difference
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import Run, activations, capture
+from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, Write, writes_of
+from mechunlearn.localization.engine.patches import Patches, Write, writes_of
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 
 
@@ -49,26 +50,26 @@ def _resid(setting: PatchTask, name: str, prompts: Prompts, *, target: float, no
     )
 
 
-def captured(setting: PatchTask, prompts: Prompts) -> tuple[Run, Mapping[str, Tensor]]:
+def captured(setting: PatchTask, prompts: Prompts) -> tuple[CachedRun, Mapping[str, Tensor]]:
     """The corrupted run, and the clean activations."""
     names = [write.name for some in _writes(setting) for write in some]
-    run = capture(setting.hm, Batch.of_tokens(prompts.corrupt), keep=names)
+    run = cached_run(setting.hm, Batch.of_tokens(prompts.corrupt), names)
     return run, activations(setting.hm, Batch.of_tokens(prompts.clean), names)
 
 
 def swept(
     setting: PatchTask,
     prompts: Prompts,
-    state: tuple[Run, Mapping[str, Tensor]],
+    state: tuple[CachedRun, Mapping[str, Tensor]],
     *,
     budget: int | None = None,
 ) -> Float[Tensor, "site row"]:
     """This library: all sites, layer by layer."""
     rows, length, device = len(prompts.clean), setting.length, setting.hm.device
     everywhere = torch.eye(length, dtype=torch.bool, device=device)[:, None].expand(length, rows, length)
-    jobs = Jobs.grid(_writes(setting), everywhere)
+    patches = Patches.grid(_writes(setting), everywhere)
     engine = Engine.of(setting.hm, budget=budget)
-    return engine.sweep(*state, jobs, Difference(prompts)).view(-1, rows)
+    return engine.sweep(*state, patches, Difference(prompts)).view(-1, rows)
 
 
 def _writes(setting: PatchTask) -> list[tuple[Write, ...]]:

@@ -21,9 +21,10 @@ from benchmarks.models import PatchTask
 from benchmarks.work import Peer, Work
 from benchmarks.works.reading import Probability
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import Run, activations, capture
+from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, Write, writes_of
+from mechunlearn.localization.engine.patches import Patches, Write, writes_of
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 
 SUBJECT, SAMPLES, WINDOW = slice(2, 6), 10, 10
@@ -98,27 +99,27 @@ def _trace(
 
 def _captured(
     setting: PatchTask, noised: _Noised, writes: Sequence[tuple[Write, ...]]
-) -> tuple[Run, Mapping[str, Tensor]]:
+) -> tuple[CachedRun, Mapping[str, Tensor]]:
     """The noised runs, and the clean activations."""
     names = [write.name for some in writes for write in some]
     source = activations(setting.hm, Batch.of_tokens(noised.tokens), [*names, "hook_embed"])
     embedded = noised.into(source["hook_embed"].expand(SAMPLES, -1, -1))
     rows = Batch.of_tokens(noised.tokens.expand(SAMPLES, -1))
-    return capture(setting.hm, rows, keep=names, embedded=embedded), source
+    return cached_run(setting.hm, rows, names, embedded=embedded), source
 
 
 def _ours(
     setting: PatchTask,
     noised: _Noised,
     writes: Sequence[tuple[Write, ...]],
-    state: tuple[Run, Mapping[str, Tensor]],
+    state: tuple[CachedRun, Mapping[str, Tensor]],
 ) -> Float[Tensor, "site sample"]:
     length, device = setting.length, setting.hm.device
     everywhere = torch.eye(length, dtype=torch.bool, device=device)[:, None].expand(length, SAMPLES, length)
     one = torch.zeros(1, SAMPLES, dtype=torch.long, device=device)
-    jobs = Jobs.grid(writes, everywhere, source=one)
+    patches = Patches.grid(writes, everywhere, source=one)
     readout = Probability(noised.tokens.expand(SAMPLES, -1), noised.answer)
-    return Engine.of(setting.hm).sweep(*state, jobs, readout).view(-1, SAMPLES)
+    return Engine.of(setting.hm).sweep(*state, patches, readout).view(-1, SAMPLES)
 
 
 def _hooked(setting: PatchTask, noised: _Noised, modules: Sequence[tuple[Any, ...]]) -> Peer:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks.models import PatchTask, Prompts
 from benchmarks.work import Peer, Work
-from benchmarks.works.direct import both, captured, clean, paths, write
+from benchmarks.works.direct import both, captured, clean, path_effects, write
 from mechunlearn.core.hooks import Hook, cache
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.path_patching.paths import Route
+from mechunlearn.localization.path_patching.paths import Paths
 
 HEADS = 3
 
@@ -41,14 +41,14 @@ def _through(setting: PatchTask, name: str, *, frozen: bool, target: float) -> W
     count = min(HEADS, shape.n_kv_heads)
     receivers = [Site(kind, layer, index, "v") for index in range(count)]
     senders = [Site("mlp", before) for before in range(layer)]
-    route = Route.of(setting.hm, senders, receivers, mlps="freeze" if frozen else "recompute")
+    paths = Paths.of(setting.hm, senders, receivers, mlps="freeze" if frozen else "recompute")
     return Work(
         name,
         len(senders),
-        lambda state: paths(setting, route, state),
+        lambda state: path_effects(setting, paths, state),
         (_hooked(setting, prompts, layer, count, frozen=frozen),),
         baseline=lambda: clean(setting, prompts),
-        prepare=lambda: captured(setting, prompts, route),
+        prepare=lambda: captured(setting, prompts, paths),
         target=target,
         note=f"MLPs of layers 0 to {layer - 1}, v of {count} heads of layer {layer}",
     )

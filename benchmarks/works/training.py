@@ -24,11 +24,12 @@ from benchmarks.models import PatchTask, setting
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
-from mechunlearn.editing.edits.recipes import Recipe
+from mechunlearn.editing.edits.recipes import Optimizer, Recipe
 from mechunlearn.editing.objectives.losses import nll
 from mechunlearn.editing.objectives.reading import Outputs, Positions, Request
-from mechunlearn.editing.training.activation_cache import CacheBudget, CacheLimits
+from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.examples import QUESTIONS_PER_TEXT
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.optimization import Optimization
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 
@@ -148,25 +149,24 @@ class Trial:
         first = 0 if self.cut.positions == "all" else fed - ANSWER
         return torch.arange(first, fed, device=self.setting.hm.device)
 
-    def descent(
+    def optimization(
         self,
         *,
         optimizer: str = "AdamW",
         lr: float = LR,
-        keep: CacheLimits = CacheLimits(),  # noqa: B008
+        limits: Limits = Limits(),  # noqa: B008
     ) -> Optimization:
         """The trainer, ready for its first step.
 
         Args:
             optimizer: the name of a class in ``torch.optim``.
             lr: its learning rate.
-            keep: how much may be kept.
+            limits: how much memory and disk the cache may use.
         """
         recipe = Recipe(
             NextTokens(self.cut.positions),
             lr=lr,
-            optimizer=optimizer,
-            schedule="constant",
+            optimizer=Optimizer(optimizer, schedule="constant"),
             batch_size=QUESTIONS_PER_TEXT * self.setting.rows,
             stop=None,
         )
@@ -176,7 +176,7 @@ class Trial:
             self.cut.sites(self.setting),
             Facts(),
             corpus=self.corpus,
-            room=CacheBudget.of(keep),
+            budget=CacheBudget.of(limits),
             checkpointing=False,
         )
 
@@ -186,7 +186,7 @@ class Trial:
         Args:
             steps: how many.
         """
-        feed = self.descent().feed
+        feed = self.optimization().feed
         return [next(iter(part.values()))[1] for _ in range(steps) for part in feed.draw()]
 
     def names(self) -> set[str]:
@@ -202,7 +202,7 @@ class Ours:
     """
 
     def __init__(self, trial: Trial) -> None:
-        self.descent = trial.descent()
+        self.optimization = trial.optimization()
 
     def __call__(self, number: int) -> float:
         """Take a step, and give the loss it was taken on.
@@ -210,11 +210,11 @@ class Ours:
         Args:
             number: from 1.
         """
-        return self.descent.step(number)["corpus"]
+        return self.optimization.step(number)["corpus"]
 
     def fill(self) -> None:
         """Compute the entry states of all texts, which training would do at their first use."""
-        for source in self.descent.feed.sources.values():
+        for source in self.optimization.feed.sources.values():
             for store in source.states:
                 if store is not None:
                     store.get(range(len(store)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.training.fitting import refit
 from mechunlearn.errors import LocalizationError, SiteError, TrainingError

@@ -23,7 +23,8 @@ from mechunlearn.auditing.sections import Question, SectionReader
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError, MechUnlearnError
-from mechunlearn.localization.probing.linear_probes import fit_probes, probe_sites, states_at
+from mechunlearn.localization.probing.linear_probes import fit_probes
+from mechunlearn.models.activations import probe_sites, states_at
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.scorer import Prepared, perplexity, prepare, score
 
@@ -127,7 +128,7 @@ class Exam:
             if fact.new is not None:
                 values |= {"new": float(outcome.says_new[at]), "p_new": float(outcome.p_new[at])}
             chance = 1 / len(fact.options) if fact.options else 0.0
-            said = outcome.said[at]
+            said = outcome.text[at]
             rows.append(Row(name, section, phrasing, fact.relation, unit, fact.prompt, said, values, chance))
         return rows
 

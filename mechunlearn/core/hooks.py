@@ -1,16 +1,16 @@
-"""Hooks as values: what to read or write, and where, as a plain tuple.
+"""Hooks as values: a hook point, and a function that reads or writes there, as a plain tuple.
 
-A :class:`Hook` is ``(name, function)``, which is what TransformerLens takes as it is, so these mix with
-a user's own functions in one list. How every writing hook works:
+TransformerLens takes a :class:`Hook`, ``(name, function)``, as it is, so these mix with a user's own
+functions in one list. Every writing hook works like this:
 
-1. ``at`` is turned into a mask over batch and position: everything, one position, one position per row, or
-   the mask itself.
-2. A new tensor is made that takes the new value where the mask is true (with ``index``: for that head or
-   neuron alone) and the activation elsewhere. What flowed in is never written to, so a cache of it stays
-   what it was, and gradients flow through both parts.
+1. ``at`` becomes a mask over batch and position: everything, one position, one position per row, or the mask
+   itself.
+2. A new tensor takes the new value where the mask is true (with ``index``: for that head or neuron alone) and
+   the activation elsewhere. The activation itself is not written to, so a cache of it does not change, and
+   gradients flow through both parts.
 
-Composition is list order: a later hook at the same point sees what an earlier one returned. That a hook
-fired at all is checked by the model that runs it.
+Hooks at one point run in the order of the list, and a later one gets what an earlier one returned. The model
+that runs hooks checks that each fired.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from mechunlearn.errors import HookError, one_of
 
 At = int | Int[Tensor, "batch"] | Bool[Tensor, "batch pos"] | None
-"""Where to write: everywhere, one position, one position per row, or a mask."""
+"""The positions to write: None for all, one position, one position per row, or a mask."""
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class Hook(NamedTuple):
 
     Args:
         name: a TransformerLens hook name, such as ``"blocks.3.hook_mlp_out"``.
-        fn: the function.
+        fn: the function that runs there.
 
     Example:
         >>> name, fn = Hook("blocks.0.hook_mlp_out", lambda activation, hook: 2 * activation)
@@ -57,7 +57,7 @@ class Hook(NamedTuple):
 
 
 def cache(name: str, store: MutableMapping[str, Tensor]) -> Hook:
-    """Read an activation: a detached clone lands in ``store[name]``.
+    """Read an activation: store a detached clone in ``store[name]``.
 
     Args:
         name: the hook point.
@@ -83,7 +83,7 @@ def patch(
     at: At = None,
     index: int | None = None,
 ) -> Hook:
-    """Write an activation of another run in place of this one's.
+    """Write an activation of another run.
 
     Args:
         name: the hook point.
@@ -93,7 +93,7 @@ def patch(
         index: one head or neuron, on the axis after the position.
 
     Raises:
-        HookError: when it fires, if the source has no such entry or does not fit.
+        HookError: the source has no such entry or does not fit (when the hook fires).
 
     Example:
         >>> hook = patch("hook_embed", torch.ones(1, 2, 3), at=-1)
@@ -102,7 +102,7 @@ def patch(
     """
 
     def write(activation: Tensor, hook: Any = None) -> Tensor:
-        value = _given(name, source, activation)
+        value = _fitting(name, source, activation)
         return torch.where(_region(name, activation, at, index), value, activation)
 
     return Hook(name, write)
@@ -111,8 +111,8 @@ def patch(
 def patch_middle(layer: int, source: Float[Tensor, "..."] | Store, *, at: At = None) -> list[Hook]:
     """Write the residual stream between a layer's attention and its MLP; this takes two hooks.
 
-    ``hook_resid_mid`` lies on the MLP's branch: a patch there changes what the MLP reads, while the stream
-    passes beside it. So attention is made to write what is missing: the wanted state less the block's input.
+    ``hook_resid_mid`` lies on the MLP's branch: a patch there changes what the MLP reads, but not the stream
+    beside it. So attention's output is set to the new state minus the block's input.
 
     Args:
         layer: the block.
@@ -120,16 +120,16 @@ def patch_middle(layer: int, source: Float[Tensor, "..."] | Store, *, at: At = N
         at: the positions to write.
 
     Raises:
-        HookError: when they fire, if the source has no such entry or does not fit.
+        HookError: the source has no such entry or does not fit (when the hooks fire).
 
     Example:
         >>> hm, store = mu.world.model(), {}
         >>> hooks = [mu.cache("blocks.1.hook_resid_mid", store), mu.cache("blocks.1.hook_mlp_out", store)]
         >>> _ = hm.run_with_hooks("Mary Lee plays", fwd_hooks=hooks)
-        >>> hooks = [*patch_middle(1, store), mu.cache("blocks.1.hook_resid_post", seen := {})]
+        >>> hooks = [*patch_middle(1, store), mu.cache("blocks.1.hook_resid_post", after := {})]
         >>> _ = hm.run_with_hooks("Mary Roe plays", fwd_hooks=hooks)
-        >>> wanted = store["blocks.1.hook_resid_mid"] + store["blocks.1.hook_mlp_out"]
-        >>> torch.allclose(seen["blocks.1.hook_resid_post"], wanted, atol=1e-5)
+        >>> expected = store["blocks.1.hook_resid_mid"] + store["blocks.1.hook_mlp_out"]
+        >>> torch.allclose(after["blocks.1.hook_resid_post"], expected, atol=1e-5)
         True
     """
     name, out = f"blocks.{layer}.hook_resid_mid", f"blocks.{layer}.hook_attn_out"
@@ -139,8 +139,8 @@ def patch_middle(layer: int, source: Float[Tensor, "..."] | Store, *, at: At = N
         before["stream"] = activation
 
     def write(activation: Tensor, hook: Any = None) -> Tensor:
-        missing = _given(name, source, activation) - before["stream"]
-        return torch.where(_region(out, activation, at), missing, activation)
+        output = _fitting(name, source, activation) - before["stream"]
+        return torch.where(_region(out, activation, at), output, activation)
 
     return [Hook(f"blocks.{layer}.hook_resid_pre", read), Hook(out, write)]
 
@@ -152,7 +152,7 @@ def noise(name: str, *, at: At = None, std: float, seed: int) -> Hook:
         name: the hook point.
         at: the positions to disturb.
         std: the standard deviation, in the activation's own units.
-        seed: of a generator that belongs to this hook alone.
+        seed: seed of the hook's own random generator.
 
     Example:
         >>> hook = noise("hook_embed", at=0, std=1.0, seed=0)
@@ -161,9 +161,9 @@ def noise(name: str, *, at: At = None, std: float, seed: int) -> Hook:
     """
 
     def write(activation: Tensor, hook: Any = None) -> Tensor:
-        # Drawn on the CPU in float32, so the draw does not depend on the model's device or dtype.
-        drawn = torch.randn(activation.shape, generator=torch.Generator().manual_seed(seed))
-        noised = activation + std * drawn.to(activation)
+        # On the CPU in float32, so that the noise does not depend on the model's device or precision.
+        values = torch.randn(activation.shape, generator=torch.Generator().manual_seed(seed))
+        noised = activation + std * values.to(activation)
         return torch.where(_region(name, activation, at), noised, activation)
 
     return Hook(name, write)
@@ -176,18 +176,18 @@ def ablate(
     at: At = None,
     index: int | None = None,
 ) -> Hook:
-    """Take an activation out: write zero, its mean, or a given value.
+    """Ablate an activation: write zero, its mean, or another value.
 
     Args:
         name: the hook point.
-        to: ``"zero"``; ``"mean"``, over the rows and positions that are written (padding too, if ``at`` does
-            not leave it out); or a tensor that broadcasts
-            against what is written (with ``index``: against that head or neuron).
+        to: ``"zero"``; ``"mean"``, over the rows and positions that are written (padding too, unless ``at``
+            leaves it out); or a tensor that broadcasts against what is written (with ``index``: against that
+            head or neuron).
         at: the positions to write.
         index: one head or neuron, on the axis after the position.
 
     Raises:
-        HookError: for another ``to``.
+        HookError: ``to`` is something else.
 
     Example:
         >>> ablate("blocks.0.attn.hook_z", index=1).fn(torch.ones(1, 1, 2, 2)).tolist()
@@ -199,7 +199,7 @@ def ablate(
     def write(activation: Tensor, hook: Any = None) -> Tensor:
         region = _region(name, activation, at, index)
         if isinstance(to, Tensor):
-            value = to.to(activation) if index is None else _placed(to.to(activation), activation, index)
+            value = to.to(activation) if index is None else _spread(to.to(activation), activation, index)
         elif to == "zero":
             value = torch.zeros_like(activation)
         else:
@@ -215,7 +215,7 @@ def steer(name: str, direction: Float[Tensor, "..."], *, scale: float = 1.0, at:
     Args:
         name: the hook point.
         direction: broadcasts against the activation; usually ``[d_model]``.
-        scale: how much of it to add.
+        scale: the factor of the direction.
         at: the positions to steer.
 
     Example:
@@ -232,8 +232,8 @@ def steer(name: str, direction: Float[Tensor, "..."], *, scale: float = 1.0, at:
     return Hook(name, write)
 
 
-def _given(name: str, source: Tensor | Store, activation: Tensor) -> Tensor:
-    """The values to write, checked to fit what they replace."""
+def _fitting(name: str, source: Tensor | Store, activation: Tensor) -> Tensor:
+    """The values to write, which must fit the activation."""
     try:
         value = source if isinstance(source, Tensor) else source[name]
     except KeyError:
@@ -249,7 +249,7 @@ def _given(name: str, source: Tensor | Store, activation: Tensor) -> Tensor:
 
 
 def _mask(name: str, activation: Tensor, at: At) -> Bool[Tensor, "batch pos"]:
-    """Turn ``at`` into a mask over the activation's rows and positions."""
+    """The mask of ``at`` over the activation's rows and positions."""
     batch, pos = activation.shape[:2]
     if isinstance(at, Tensor) and at.dtype == torch.bool:
         if at.shape != (batch, pos):
@@ -271,14 +271,14 @@ def _mask(name: str, activation: Tensor, at: At) -> Bool[Tensor, "batch pos"]:
     return mask
 
 
-def _placed(value: Tensor, activation: Tensor, index: int) -> Tensor:
-    """Spread one head's or neuron's value over the whole axis, of which only that entry is then taken."""
+def _spread(value: Tensor, activation: Tensor, index: int) -> Tensor:
+    """Expand one head's or neuron's value over the whole axis; the mask then selects that entry."""
     one = activation[:, :, index]
     return value.expand(one.shape).unsqueeze(2).expand(activation.shape)
 
 
 def _region(name: str, activation: Tensor, at: At, index: int | None = None) -> Bool[Tensor, "..."]:
-    """The mask of what is to be written, with as many axes as the activation."""
+    """The mask of what is written, with as many axes as the activation."""
     mask = _mask(name, activation, at)
     mask = mask.reshape(mask.shape + (1,) * (activation.ndim - 2))
     if index is not None:

@@ -1,7 +1,7 @@
 """Pure functions of logits.
 
-1. ``labels[..., t]`` is the target of ``logits[..., t]``, -100 where nothing is asked, as in a ``Batch``.
-2. Half-precision logits are read in float32: a sum of log-probabilities in bfloat16 has two digits.
+1. ``labels[..., t]`` is the target of ``logits[..., t]``, and -100 where there is none, as in a ``Batch``.
+2. Half-precision logits are cast to float32: a sum of log-probabilities in bfloat16 has two digits.
 3. Answers are scored whole: their log-probability is the sum over their tokens.
 """
 
@@ -15,17 +15,13 @@ from torch import Tensor
 def token_logprobs(
     logits: Float[Tensor, "*batch pos d_vocab"], labels: Int[Tensor, "*batch pos"]
 ) -> Float[Tensor, "*batch pos"]:
-    """Give the log-probability of every asked token, 0 where nothing is asked.
-
-    Args:
-        logits: unnormalised scores.
-        labels: target ids, -100 where nothing is asked.
+    """Return the log-probability of every target token, 0 where there is none.
 
     Example:
         >>> token_logprobs(torch.zeros(1, 2, 4), torch.tensor([[3, -100]])).exp()
         tensor([[0.2500, 1.0000]])
     """
-    logits = _wide(logits)
+    logits = _full_precision(logits)
     picked = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     return (picked - logits.logsumexp(-1)).masked_fill(labels < 0, 0.0)
 
@@ -33,7 +29,7 @@ def token_logprobs(
 def answer_logprob(
     logits: Float[Tensor, "*batch pos d_vocab"], labels: Int[Tensor, "*batch pos"]
 ) -> Float[Tensor, "*batch"]:
-    """Give the log-probability of each whole answer, in nats.
+    """Return the log-probability of each whole answer, in nats.
 
     Example:
         >>> answer_logprob(torch.zeros(1, 2, 4), torch.tensor([[3, 1]])).exp()
@@ -43,16 +39,16 @@ def answer_logprob(
 
 
 def kl(
-    logits: Float[Tensor, "*batch d_vocab"], other: Float[Tensor, "*batch d_vocab"]
+    logits: Float[Tensor, "*batch d_vocab"], reference: Float[Tensor, "*batch d_vocab"]
 ) -> Float[Tensor, "*batch"]:
-    """Give the divergence KL(p || q) in nats, p from `logits` and q from `other`.
+    """Return the divergence KL(p || q) in nats, p from `logits` and q from `reference`.
 
     Example:
         >>> kl(torch.zeros(1, 2), torch.zeros(1, 2))
         tensor([0.])
     """
-    p, q = _wide(logits).log_softmax(-1), _wide(other).log_softmax(-1)
-    # Where p is 0 the term is 0, also if both logits are -inf and their difference is not a number.
+    p, q = _full_precision(logits).log_softmax(-1), _full_precision(reference).log_softmax(-1)
+    # Where p is 0 the term is 0, even if both logits are -inf and their difference is NaN.
     return torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1)
 
 
@@ -66,5 +62,5 @@ def rank(logits: Float[Tensor, "*batch d_vocab"], ids: Int[Tensor, "*batch"]) ->
     return (logits > logits.gather(-1, ids[..., None])).sum(-1)
 
 
-def _wide(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def _full_precision(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,12 +1,12 @@
 """Means with intervals, by the percentile bootstrap over facts.
 
-1. Draw as many facts as there are, with replacement, and take their mean; repeat `samples` times, seeded.
+1. Draw as many facts as there are, with replacement, and take their mean; repeat this `samples` times.
 2. The interval runs between the (1 - level)/2 and (1 + level)/2 quantiles of these means.
-3. Two rows of a table are compared by the differences of the same facts, whose interval is far narrower
-   than the two rows' own intervals suggest.
+3. Two rows of a table are compared by their differences fact by fact. The interval of the mean difference is
+   often far narrower than the intervals of the two rows suggest.
 
-The interval says how far the mean depends on which facts were drawn. It is too short for a handful of facts
-and empty where all agree: 32 hits of 32 give [1.00, 1.00].
+The interval shows how much the mean depends on the choice of facts. It is too short for a handful of facts,
+and has no width where all agree: 32 hits of 32 give [1.00, 1.00].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the bounds of its interval; not-a-number where there is nothing to say.
+    """A mean and the bounds of its interval; NaN where they are undefined.
 
     Example:
         >>> str(Interval(0.84, 0.78, 0.9)), 0.8 in Interval(0.84, 0.78, 0.9)
@@ -48,17 +48,16 @@ def bootstrap_interval(
     level: float = 0.95,
     samples: int = 2000,
 ) -> Interval:
-    """Give the mean of a value per fact, with its bootstrap interval.
+    """Return the mean of a value per fact, with its bootstrap interval.
 
     Args:
-        values: one number (or truth value) per fact. None at all give not-a-number throughout, and one gives
-            it for the bounds: a single fact says nothing about others.
-        seed: of the resampling.
-        level: the share of resampled means inside the interval, between 0 and 1.
-        samples: how many resampled means.
+        values: one number (or truth value) per fact. Of one fact the bounds are NaN, of none the mean too.
+        seed: seed of the resampling.
+        level: share of resampled means inside the interval, between 0 and 1.
+        samples: number of resampled means.
 
     Raises:
-        ValueError: `level` or `samples` is out of range.
+        ValueError: if `level` or `samples` is out of range.
 
     Example:
         >>> str(bootstrap_interval([1, 1, 0, 1, 1, 1, 1, 1], seed=0))
@@ -86,17 +85,17 @@ def paired_difference(
     level: float = 0.95,
     samples: int = 2000,
 ) -> Interval:
-    """Give the mean of `first` minus `second`, fact by fact, with its bootstrap interval.
+    """Return the mean of `first` minus `second`, fact by fact, with its bootstrap interval.
 
     Args:
         first: one number per fact.
         second: one number for each of the same facts, in the same order.
-        seed: of the resampling.
+        seed: seed of the resampling.
         level: see `bootstrap_interval`.
         samples: see `bootstrap_interval`.
 
     Raises:
-        ValueError: the two have different lengths.
+        ValueError: if the two have different lengths.
 
     Example:
         >>> str(paired_difference([1, 1, 1], [0, 0, 0], seed=0))
@@ -111,7 +110,7 @@ def paired_difference(
 
 
 def _means(data: Float[np.ndarray, "fact"], seed: int, samples: int) -> Float[np.ndarray, "sample"]:
-    """Resample in blocks, so that memory stays bounded for many facts."""
+    # Resample in blocks, so that memory stays bounded for many facts.
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // len(data))
     sizes = [min(block, samples - start) for start in range(0, samples, block)]
@@ -121,7 +120,7 @@ def _means(data: Float[np.ndarray, "fact"], seed: int, samples: int) -> Float[np
 
 
 def _short(value: float) -> str:
-    """Two decimals without the zero before the point, as in tables of shares; a dash for not-a-number."""
+    """Two decimals without the zero before the point, as in tables of shares; a dash for NaN."""
     if math.isnan(value):
         return "–"
     text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"

@@ -1,9 +1,9 @@
 """What an answer is compared with, and the first tokens of both.
 
-1. An answer is set against its foil; without a foil against the new answer; without that against the mean of
-   the fact's other options.
-2. What reads a single position, as a lens does, can score only the first token of a word. Where words have
-   several, the result has to say so in its name.
+1. An answer is compared with its foil; without a foil with the new answer; without that with the mean of the
+   fact's other options.
+2. A method that reads a single position, such as a lens, scores only the first token of a word. Where words
+   have several tokens, the result says so in its name.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from mechunlearn.models.encoding.encoder import HasTokenizer, encode
 
 @dataclass(frozen=True)
 class FirstTokens:
-    """The first tokens of every fact's words; facts with fewer words have further ones of weight 0.
+    """The first tokens of every fact's words; facts with fewer words are filled up with weights of 0.
 
     Args:
         ids: the tokens.
-        weight: what each counts.
-        whole: whether every word has no further token.
+        weight: the weight of each in the metric.
+        single: whether every word is one token.
     """
 
     ids: Int[Tensor, "fact word"]
     weight: Float[Tensor, "fact word"]
-    whole: bool
+    single: bool
 
     @property
     def note(self) -> str:
-        """What the name of a metric has to say of it."""
-        return "" if self.whole else " (first token)"
+        """What the name of a metric adds."""
+        return "" if self.single else " (first token)"
 
 
 def contrast(fact: Fact) -> dict[str, float]:
-    """What each word counts in the fact's logit difference; the weights sum to 0.
+    """The weight of each word in the fact's logit difference; the weights sum to 0.
 
     Raises:
         FactError: the fact has nothing to compare its answer with.
@@ -64,16 +64,16 @@ def contrast(fact: Fact) -> dict[str, float]:
 def first_tokens(
     hm: HasTokenizer, facts: Sequence[Fact], words: Sequence[Mapping[str, float]]
 ) -> FirstTokens:
-    """Find the first token of every word, as it is cut after the fact's own prompt.
+    """Find the first token of every word, as the tokenizer cuts it after the fact's prompt.
 
     Args:
-        hm: gives the tokenizer.
+        hm: the model, or anything with its tokenizer.
         facts: the facts, whose prompts the words complete.
-        words: for every fact, what each word counts.
+        words: for every fact, the weight of each word.
 
     Raises:
-        FactError: words that are to be told apart begin with the same token, or a word changes how the prompt
-            before it is cut into tokens.
+        FactError: words that are compared begin with the same token, or a word changes how the prompt before
+            it is cut into tokens.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
@@ -81,23 +81,23 @@ def first_tokens(
         torch.Size([32, 1])
     """
     prompts = encode(hm, facts, answer=None)
-    asked = [(i, word, weight) for i, each in enumerate(words) for word, weight in each.items()]
-    spoken = encode(hm, [facts[i] for i, _, _ in asked], answer=[word for _, word, _ in asked])
+    flat = [(i, word, weight) for i, each in enumerate(words) for word, weight in each.items()]
+    answers = encode(hm, [facts[i] for i, _, _ in flat], answer=[word for _, word, _ in flat])
     shape = (len(facts), max(map(len, words)))
     ids, weight = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.float64)
-    column, first = [0] * len(facts), spoken.answer_ids[:, 0]
-    for row, (i, word, counts) in enumerate(asked):
+    column, first = [0] * len(facts), answers.answer_ids[:, 0]
+    for row, (i, word, share) in enumerate(flat):
         size = int(prompts.lengths[i])
-        same = torch.equal(spoken.tokens[row, :size], prompts.tokens[i, :size])
-        if not same or int(spoken.end[row]) != int(prompts.end[i]):
+        same = torch.equal(answers.tokens[row, :size], prompts.tokens[i, :size])
+        if not same or int(answers.end[row]) != int(prompts.end[i]):
             raise FactError(
                 f"the tokenizer cuts the prompt {facts[i].prompt!r} differently before {word!r} than before "
                 f"{facts[i].answer!r}, so no one position predicts both; end the prompt with a whole word"
             )
-        ids[i, column[i]], weight[i, column[i]] = first[row], counts
+        ids[i, column[i]], weight[i, column[i]] = first[row], share
         column[i] += 1
     _require_apart(facts, words, ids, weight)
-    return FirstTokens(ids, weight, whole=bool(((spoken.labels != IGNORED).sum(1) == 1).all()))
+    return FirstTokens(ids, weight, single=bool(((answers.labels != IGNORED).sum(1) == 1).all()))
 
 
 def _require_apart(
@@ -106,11 +106,11 @@ def _require_apart(
     ids: Int[Tensor, "fact word"],
     weight: Float[Tensor, "fact word"],
 ) -> None:
-    """Refuse a difference that is 0 whatever the model says."""
-    alike = (ids[:, :, None] == ids[:, None]).to(weight)
-    nothing = (torch.einsum("fwv,fv->fw", alike, weight).abs() < 1e-9).all(1)
-    if nothing.any():
-        i = int(nothing.int().argmax())
+    """Refuse a difference in which every token's weights cancel, so that it is 0 for any logits."""
+    same = (ids[:, :, None] == ids[:, None]).to(weight)
+    cancels = (torch.einsum("fwv,fv->fw", same, weight).abs() < 1e-9).all(1)
+    if cancels.any():
+        i = int(cancels.int().argmax())
         raise FactError(
             f"{' and '.join(map(repr, words[i]))} begin with the same token after {facts[i].prompt!r}, and a "
             "lens reads one token; give another `foil=`, or use mu.attribution, which scores whole words"

@@ -1,20 +1,21 @@
-"""What the unembedding reads: from the residual stream at every depth, and from every component alone.
+"""Read the answer with the unembedding: from the residual stream at every depth, and from each component.
 
-**Logit lens.** The residual stream is kept at single positions of every prompt (see ``capture``), and every
-state is read by the model's own final norm, unembedding and softcap, as if the model ended there.
+**Logit lens.** The residual stream is captured at single positions of every prompt, and every state is read
+by the model's own final norm, unembedding and softcap, as if the model ended there.
 
 **Direct logit attribution.** The last residual stream is the sum of what the embedding, the attentions and
 the MLPs wrote. With the final norm's scale as it is at the last token, the difference of two logits is linear
 in that sum:
 
-1. A copy of the model has its norms folded into its weights (``hm.folded()``).
-2. What each component wrote at each prompt's own last token is kept.
-3. Its dot product with the answer's direction, less that of what the answer is compared with, is its credit.
+1. In a copy of the model, norms are folded into the weights (``hm.folded()``).
+2. What each component writes at the last token of each prompt is captured.
+3. Its dot product with the answer's direction, minus that with the direction of what the answer is compared
+   with, is its credit.
 
-The credits sum to the logit difference (before a softcap) less that of the unembedding's biases, to which
+The credits sum to the logit difference (before a softcap) minus that of the unembedding's biases, to which
 folding adds the final norm's. What a component does through later ones is not in them (see ``attribution``).
 
-Both are TransformerLens's, given to facts: prompts of any length, answers against foils. They read one
+Both are TransformerLens's, applied to facts: prompts of any length, answers against foils. They read one
 position, so of a word of several tokens they score the first, and then say so in their title.
 """
 
@@ -96,7 +97,7 @@ def logit_lens(
     batch, sites, parts = encode(hm, facts, answer=None), probe_sites(hm), []
     with tqdm(total=len(sites) * len(facts), desc="logit lens", disable=not progress) as bar:
         for rows in torch.split(torch.arange(len(batch)), batch_size):
-            part = FirstTokens(words.ids[rows], words.weight[rows], words.whole)
+            part = FirstTokens(words.ids[rows], words.weight[rows], words.single)
             parts.append(_lens(hm, batch.rows(rows).trimmed(), part, sites, positions, metric, bar))
     values = torch.cat(parts)
     read_at = "by token" if positions == "groups" else f"at the {positions} token"
@@ -119,15 +120,15 @@ def _lens(
     metric: LensMetric,
     bar: Any,
 ) -> Float[Tensor, "fact site at"]:
-    """Run one batch, and read all its states."""
+    """The metric at all sites and positions of one batch."""
     where = (batch.subject_last if positions == "last_subject" else batch.end)[:, None]
     if positions == "groups":
         where = torch.minimum(torch.arange(batch.tokens.shape[1], device=where.device)[None], where)
     names = [hm.arch.hooks(site)[0].name for site in sites]
-    found = capture(hm.bridge, batch.tokens, names, where, mask=batch.mask, batch_size=len(batch))
+    states = capture(hm.bridge, batch.tokens, names, where, mask=batch.mask, batch_size=len(batch))
     columns = []
     for name in names:
-        columns.append(_read(hm, found.pop(name), words, metric))
+        columns.append(_read(hm, states.pop(name), words, metric))
         bar.update(len(batch))
     values = torch.stack(columns, dim=1)
     return _grouped(values, token_groups(batch).cpu()) if positions == "groups" else values
@@ -136,7 +137,7 @@ def _lens(
 def _read(
     hm: HookedModel, states: Float[Tensor, "fact at d_model"], words: FirstTokens, metric: LensMetric
 ) -> Float[Tensor, "fact at"]:
-    """The metric of every state, some rows of the vocabulary at a time."""
+    """The metric of every state; some states at a time, since each gives all logits."""
     from transformer_lens.tools.analysis import logit_readout
 
     width, parts = states.shape[1], []
@@ -144,14 +145,14 @@ def _read(
     for rows in torch.split(torch.arange(len(ids)), _ROWS):
         with _transformer_lens("the logit lens", "a probe, which fits its own directions (mu.probe)"):
             logits = logit_readout(hm.bridge, states.flatten(0, 1)[rows]).values.cpu()
-        chosen = ids[rows]
+        tokens = ids[rows]
         if metric == "logit_diff":
-            parts.append((logits.gather(1, chosen).double() * weight[rows]).sum(1))
+            parts.append((logits.gather(1, tokens).double() * weight[rows]).sum(1))
         elif metric == "rank":
-            parts.append(rank(logits, chosen[:, 0]).double())
+            parts.append(rank(logits, tokens[:, 0]).double())
         else:
-            read = token_logprobs(logits[:, None], chosen[:, :1])[:, 0].double()
-            parts.append(read if metric == "logprob" else read.exp())
+            logprobs = token_logprobs(logits[:, None], tokens[:, :1])[:, 0].double()
+            parts.append(logprobs if metric == "logprob" else logprobs.exp())
     return torch.cat(parts).reshape(-1, width)
 
 
@@ -227,17 +228,17 @@ def direct_logit_attribution(
 
 
 def _labels(sites: Sequence[Site]) -> dict[str, Site]:
-    """The site of everything that TransformerLens splits the residual stream into, by its label there."""
+    """The site of each component, by the label that TransformerLens gives it."""
     embed, labels = Site("embed"), {}
     for site in sites:
-        whole = f"{site.layer}_{site.kind}_out"
-        labels[f"L{site.layer}H{site.index}" if site.kind == "head" else whole] = site
+        head = site.kind == "head"
+        labels[f"L{site.layer}H{site.index}" if head else f"{site.layer}_{site.kind}_out"] = site
     return labels | {"embed": embed, "pos_embed": embed}
 
 
 @torch.no_grad()
 def _written(folded: Any, batch: Batch, *, by_head: bool) -> dict[str, Tensor]:
-    """What every component wrote at each prompt's last token, as an activation cache of one position."""
+    """What every component writes at each prompt's last token, as an activation cache of one position."""
     layers = range(folded.cfg.n_layers)
     names = [
         "hook_embed",
@@ -249,11 +250,11 @@ def _written(folded: Any, batch: Batch, *, by_head: bool) -> dict[str, Tensor]:
         names += [f"blocks.{layer}.attn.hook_z" for layer in layers]
         names += [name for layer in layers if (name := _post_norm(layer)) in folded.hook_dict]
         names.append(f"blocks.{layers[-1]}.hook_resid_post")
-    found = capture(folded, batch.tokens, names, batch.end[:, None], mask=batch.mask, batch_size=len(batch))
-    wide = torch.promote_types(found["hook_embed"].dtype, torch.float32)
-    store = {name: kept.to(folded.W_U.device, wide) for name, kept in found.items()}
+    states = capture(folded, batch.tokens, names, batch.end[:, None], mask=batch.mask, batch_size=len(batch))
+    wide = torch.promote_types(states["hook_embed"].dtype, torch.float32)
+    store = {name: state.to(folded.W_U.device, wide) for name, state in states.items()}
     for layer in (layer for layer in layers if _post_norm(layer) in store):
-        # A norm stands between these heads and the residual stream, of which TransformerLens knows nothing.
+        # A norm follows these heads, which TransformerLens's split does not take into account.
         block = folded.blocks[layer]
         gain = block.ln1_post.weight + (1 if folded.cfg.rmsnorm_uses_offset else 0)
         heads = torch.einsum(
@@ -273,7 +274,7 @@ def _post_norm(layer: int) -> str:
 def _credits(
     folded: Any, store: dict[str, Tensor], words: FirstTokens, rows: Int[Tensor, "row"], unit: str
 ) -> dict[str, Float[Tensor, "row"]]:
-    """Every label's share of the weighted sum of the words' logits."""
+    """The credit of every label: its share of the weighted sum of the words' logits."""
     from transformer_lens import ActivationCache
     from transformer_lens.tools.analysis import direct_logit_attribution as split
 
@@ -281,15 +282,15 @@ def _credits(
     cache = ActivationCache(store, folded)
     for ids, weight in zip(words.ids[rows].T, words.weight[rows].T, strict=True):
         with _transformer_lens("direct logit attribution", "mu.attribution, which needs no folding"):
-            found = split(folded, cache=cache, answer_tokens=ids.to(folded.W_U.device), unit=unit, pos=-1)
-        for label, credit in zip(found.labels, found.attribution, strict=True):
+            shares = split(folded, cache=cache, answer_tokens=ids.to(folded.W_U.device), unit=unit, pos=-1)
+        for label, credit in zip(shares.labels, shares.attribution, strict=True):
             credits[label] = credits.get(label, 0) + credit.cpu().double() * weight
     return credits
 
 
 @contextmanager
 def _transformer_lens(what: str, remedy: str) -> Iterator[None]:
-    """Say of TransformerLens's refusals what to use in its place."""
+    """Turn a refusal of TransformerLens into an error that names a remedy."""
     try:
         yield
     except (ValueError, TypeError, NotImplementedError) as error:

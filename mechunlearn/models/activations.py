@@ -1,17 +1,17 @@
-"""Activations at single positions, for all layers, from one forward pass.
+"""Activations of one forward pass, which ends as soon as everything that is needed has been read.
 
-1. Rows are taken in the order of the last position that is asked of them, and cut off after it: in a causal
-   model nothing later can matter. So a batch holds rows of like length, and hardly any padding.
-2. Hooks keep the positions that are asked for and nothing else, in the precision they come in. As soon as
-   every hook has fired, the run is stopped: layers above, and the logits, are never computed.
-3. What is kept leaves the device once per batch, and goes into arrays that were allocated once.
-
-So memory is what one batch needs, and the result itself.
+1. Hooks read the named activations. After the last of them `StopRun` ends the pass: blocks above it, and the
+   logits, are never computed. Everything in the package that ends a run early raises `StopRun`.
+2. `activations` keeps whole activations of one batch where they are. `capture` keeps single positions of many
+   rows on the CPU: rows are sorted by the last position to read and cut after it, since in a causal model
+   later tokens change nothing. So a batch holds rows of similar length and hardly any padding.
+3. The result of `capture` is copied once per batch into arrays allocated once, so memory is what one batch
+   needs, and the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,43 +21,31 @@ from torch import Tensor
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
-from mechunlearn.errors import HookError, ScoresError, SiteError, one_of, require_positive
+from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.encoding.encoder import encode
-from mechunlearn.models.hook_checks import check_name, never_fired
+from mechunlearn.models.hook_checks import Requested, check_name
 from mechunlearn.models.hooked import HookedModel
 
 Position = Literal["last_subject", "last"]
 
 
-class _Complete(Exception):
-    """Everything that was asked for has been read."""
+class StopRun(Exception):
+    """Ends a forward pass early, because everything that is needed has been computed; not an error."""
 
 
 def probe_sites(hm: HookedModel) -> list[Site]:
-    """The sites to read: the embedding, then every layer's ``resid_mid`` and ``resid_post``.
+    """List the states to read: the embedding, then every layer's ``resid_mid`` and ``resid_post``.
 
-    Families that run attention and MLP in parallel (GPT-NeoX) have no ``resid_mid``.
+    Models that run attention and MLP in parallel (most GPT-NeoX) have no ``resid_mid``.
 
     Example:
         >>> [str(site) for site in probe_sites(mu.world.model())][:3]
         ['L0.resid_pre', 'L0.resid_mid', 'L0.resid_post']
     """
+    kinds = ("resid_post",) if hm.arch.parallel else ("resid_mid", "resid_post")
     layers = range(hm.arch.shape.n_layers)
-    after = [Site(kind, layer) for layer in layers for kind in ("resid_mid", "resid_post")]
-    return [Site("resid_pre", 0), *(site for site in after if site.kind != "resid_mid" or has_mid(hm))]
-
-
-def has_mid(hm: HookedModel) -> bool:
-    """Whether there is a residual stream between attention and MLP; not where they run in parallel.
-
-    Example:
-        >>> has_mid(mu.world.model())
-        True
-    """
-    try:
-        return bool(hm.arch.hooks(Site("resid_mid", 0)))
-    except SiteError:
-        return False
+    return [Site("resid_pre", 0), *(Site(kind, layer) for layer in layers for kind in kinds)]
 
 
 def states_at(
@@ -72,16 +60,16 @@ def states_at(
 
     Args:
         hm: the model.
-        facts: their prompts are run, without an answer.
+        facts: the facts, whose prompts are run without an answer.
         sites: residual-stream sites.
-        positions: ``"last_subject"`` token or ``"last"`` token of the prompt.
+        positions: the ``"last_subject"`` or the ``"last"`` token of the prompt.
         batch_size: prompts per forward pass.
 
     Returns:
-        In float64 on the CPU.
+        The states, in float64 on the CPU.
 
     Raises:
-        ScoresError: for unknown `positions`, or a `batch_size` below 1.
+        ScoresError: `positions` is unknown, or `batch_size` is below 1.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
@@ -93,12 +81,33 @@ def states_at(
     names = [hm.arch.hooks(site)[0].name for site in sites]
     batch = encode(hm, facts, answer=None)
     where = batch.subject_last if positions == "last_subject" else batch.end
-    found = capture(hm.bridge, batch.tokens, names, where[:, None], mask=batch.mask, batch_size=batch_size)
-    width = hm.hf.config.hidden_size
-    states = torch.empty(len(names), len(batch), width, dtype=torch.float64)
-    for place, name in enumerate(names):
-        states[place] = found[name][:, 0]
-    return states
+    states = capture(hm.bridge, batch.tokens, names, where[:, None], mask=batch.mask, batch_size=batch_size)
+    values = torch.empty(len(names), len(batch), hm.hf.config.hidden_size, dtype=torch.float64)
+    for row, name in enumerate(names):
+        values[row] = states[name][:, 0]
+    return values
+
+
+def activations(
+    hm: HookedModel, batch: Batch, names: Iterable[str], *, hooks: Sequence[Hook] = ()
+) -> dict[str, Float[Tensor, "row ..."]]:
+    """Run one batch as far as needed, and give whole activations by hook point, on the model's device.
+
+    Args:
+        hm: the model.
+        batch: encoded rows, padded on the right.
+        names: hook points to read.
+        hooks: hooks that change the run; at a point of `names` the changed activation is read.
+
+    Raises:
+        HookError: a name does not exist, or the run never reaches a hook.
+
+    Example:
+        >>> hm, batch = mu.world.model(), Batch.of_tokens(torch.ones(2, 3, dtype=torch.long))
+        >>> activations(hm, batch, ["hook_embed"])["hook_embed"].shape[:2]
+        torch.Size([2, 3])
+    """
+    return _read(hm.bridge, batch.tokens, batch.mask, list(names), hooks=hooks)
 
 
 def capture(
@@ -110,27 +119,27 @@ def capture(
     mask: Int[Tensor, "row pos"] | None = None,
     batch_size: int = 64,
 ) -> dict[str, Float[Tensor, "row at ..."]]:
-    """Read activations at some positions of every row, and compute nothing that is not needed for them.
+    """Read activations at some positions of every row; nothing else is computed.
 
     Args:
         bridge: a TransformerBridge: ``hm.bridge``, or ``hm.folded()``.
         tokens: token ids, padded on the right.
         names: hook points whose activations are ``[row pos ...]``.
-        where: positions to keep of every row, counted from 0.
-        mask: 1 for tokens, 0 for padding; None means that there is no padding.
+        where: positions to read in every row, counted from 0.
+        mask: 1 for tokens, 0 for padding; None if there is no padding.
         batch_size: rows per forward pass.
 
     Returns:
-        Every name's activations at those positions, on the CPU, in the precision of the activations.
+        The activations by hook point, on the CPU, in the precision of the model.
 
     Raises:
-        HookError: for a name that does not exist, or that the run never reaches.
-        ScoresError: for positions that are not in the rows, or a `batch_size` below 1.
+        HookError: a name does not exist, or the run never reaches it.
+        ScoresError: a position is not in the rows, or `batch_size` is below 1.
 
     Example:
         >>> hm, last = mu.world.model(), torch.tensor([[2], [2]])
-        >>> found = capture(hm.bridge, torch.ones(2, 3, dtype=torch.long), ["hook_embed"], last)
-        >>> found["hook_embed"].shape[:2]
+        >>> states = capture(hm.bridge, torch.ones(2, 3, dtype=torch.long), ["hook_embed"], last)
+        >>> states["hook_embed"].shape[:2]
         torch.Size([2, 1])
     """
     require_positive(batch_size=batch_size)
@@ -139,20 +148,18 @@ def capture(
             f"where= holds positions {int(where.min())} to {int(where.max())}, but the rows have "
             f"{tokens.shape[1]} tokens, counted from 0"
         )
-    for name in names:
-        check_name(name, bridge.hook_dict)
     if not names:
         return {}
     last = where.amax(1)
-    found: dict[str, Tensor] = {}
+    states: dict[str, Tensor] = {}
     for rows in torch.split(last.argsort(stable=True), batch_size):
         width = int(last[rows].max()) + 1
         here = torch.ones_like(tokens[rows, :width]) if mask is None else mask[rows, :width]
-        for name, part in _read(bridge, tokens[rows, :width], here, names, where[rows]).items():
-            if name not in found:
-                found[name] = torch.empty(len(tokens), *part.shape[1:], dtype=part.dtype)
-            found[name][rows.cpu()] = part.cpu()
-    return found
+        for name, part in _read(bridge, tokens[rows, :width], here, names, where=where[rows]).items():
+            if name not in states:
+                states[name] = torch.empty(len(tokens), *part.shape[1:], dtype=part.dtype)
+            states[name][rows.cpu()] = part.cpu()
+    return states
 
 
 def _read(
@@ -160,32 +167,38 @@ def _read(
     tokens: Int[Tensor, "batch pos"],
     mask: Int[Tensor, "batch pos"],
     names: Sequence[str],
-    where: Int[Tensor, "batch at"],
+    *,
+    where: Int[Tensor, "batch at"] | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> dict[str, Tensor]:
-    """Run one batch until all hooks have fired."""
+    """Run one batch until all names have been read, at some positions or (None) at all."""
+    for name in names:
+        check_name(name, bridge.hook_dict)
     store: dict[str, Tensor] = {}
+    distinct = list(dict.fromkeys(names))
+    # The readers come last, so that they see what the other hooks write.
+    readers = [_reader(name, where, store, len(distinct)) for name in distinct]
+    requested = Requested([*hooks, *readers], direction="fwd")
     device = next(bridge.parameters()).device
-    hooks = [_reader(name, where.to(device), store, len(set(names))) for name in dict.fromkeys(names)]
     try:
-        with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):
+        with torch.no_grad(), bridge.hooks(fwd_hooks=requested.pairs):
             bridge(tokens.to(device), attention_mask=mask.to(device), return_type=None)
-    except _Complete:
-        return store
-    silent = [name for name in names if name not in store]
-    if silent:
-        raise HookError(never_fired(silent, bridge.cfg.architecture or "this model"))
+    except StopRun:
+        pass
+    requested.require_fired(bridge.cfg.architecture or "this model")
     return store
 
 
-def _reader(name: str, where: Int[Tensor, "batch at"], store: dict[str, Tensor], wanted: int) -> Hook:
-    """Keep the positions only: whole caches of large models do not fit in memory."""
-    rows = torch.arange(len(where), device=where.device)[:, None]
-
+def _reader(name: str, where: Int[Tensor, "batch at"] | None, store: dict[str, Tensor], count: int) -> Hook:
     def read(activation: Tensor, hook: Any = None) -> None:
-        # Layers of a model that is spread over devices keep what they give on their own.
-        device = activation.device
-        store[name] = activation.detach()[rows.to(device), where.to(device)]
-        if len(store) == wanted:
-            raise _Complete
+        if where is None:
+            store[name] = activation.detach().clone()
+        else:
+            # A model that is spread over devices has its layers' activations on theirs.
+            device = activation.device
+            rows = torch.arange(len(where), device=device)[:, None]
+            store[name] = activation.detach()[rows, where.to(device)]
+        if len(store) == count:
+            raise StopRun
 
     return Hook(name, read)

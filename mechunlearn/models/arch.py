@@ -1,11 +1,11 @@
-"""From sites to weights and hooks: which slice of which Hugging Face parameter a site owns.
+"""From sites to weights and hooks: the slices of Hugging Face parameters, and the hook points, of a site.
 
-A weight site names a part of the computation (``L5.head[2]``). Training and saving know parameters of the
-plain Hugging Face model (``model.layers.5.self_attn.q_proj.weight``), looking knows hook points
-(``blocks.5.attn.hook_z``). This module translates, and law 2 proves it: zeroing a site's slice is the same as
-writing zero at its hook.
+A weight site names a part of the computation (``L5.head[2]``). For training and saving it is a slice of
+parameters of the plain Hugging Face model (``model.layers.5.self_attn.q_proj.weight``), for hooks a hook
+point (``blocks.5.attn.hook_z``). Tests prove the translation: zeroing a site's slice is the same as writing
+zero at its hook.
 
-1. The family's row in ``families`` says what its matrices are called and how they are laid out.
+1. The family's row in ``families`` gives the names of its matrices and their layout.
 2. Every matrix is a run of equally wide units along one axis (heads, key-value groups, neurons): unit ``i``
    covers ``offset + i * stride ... + width``. Q, K, V, in and gate are cut along their outputs, and the same
    entries of their bias go with them; O and out are cut along their inputs, and their bias stays behind.
@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechunlearn.core.sites.model_sites import Shape
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import Shape
 from mechunlearn.errors import ModelError, SiteError
 from mechunlearn.models.families import HOOKS, Family, family_of
 
@@ -59,7 +59,7 @@ class Slice:
         return self.axis or 0, self._positions.to(tensor.device)
 
     def of(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Copy the slice out of a parameter (or of anything shaped like it); gradients pass."""
+        """Copy the slice out of a parameter, or of a tensor of its shape; gradients pass."""
         return tensor.clone() if self.index is None else tensor.index_select(*self._at(tensor))
 
     def add(self, tensor: Float[Tensor, "..."], delta: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -90,26 +90,26 @@ class Slice:
         else:
             tensor.index_fill_(*self._at(tensor), 0.0)
 
-    def shape(self, whole: Iterable[int]) -> tuple[int, ...]:
-        """The shape of ``of`` for a parameter of shape ``whole``."""
-        sizes = list(whole)
+    def shape(self, parameter: Iterable[int]) -> tuple[int, ...]:
+        """The shape of ``of`` for the shape of a parameter."""
+        sizes = list(parameter)
         if self.axis is not None and self.index is not None:
             sizes[self.axis] = len(self.index)
         return tuple(sizes)
 
     def numel(self, params: Mapping[str, Tensor]) -> int:
-        """How many weights the slice holds, given the model's parameters by name."""
+        """The number of weights in the slice, given the model's parameters by name."""
         return torch.Size(self.shape(params[self.name].shape)).numel()
 
 
 @dataclass(frozen=True)
 class HookIndex:
-    """Where a site can be hooked.
+    """A hook point, and the part of its activation that belongs to a site.
 
     Args:
-        name: the hook's name.
-        index: number of the head, group or neuron on ``axis``; None if the site is all of it.
-        axis: the axis of the activation that counts heads, groups or neurons.
+        name: the hook point.
+        index: index of the head, group or neuron on ``axis``; None for the whole activation.
+        axis: the axis of heads, groups or neurons.
     """
 
     name: str
@@ -119,19 +119,22 @@ class HookIndex:
 
 @dataclass(frozen=True, eq=False)
 class Arch:
-    """The table, filled in for one model: from sites to slices of parameters and to hooks.
+    """The table of families, filled in for one model: from sites to slices of parameters and to hooks.
 
     Args:
         architecture: the name of the Hugging Face class, a key of ``FAMILIES``.
-        shape: how many layers, heads, key-value heads and neurons there are.
+        shape: the numbers of layers, heads, key-value heads and neurons.
         d_head: width of one head.
         sizes: the shape of every parameter by name.
+        parallel: whether a block's MLP reads what its attention reads, and not the sum that attention leaves;
+            there is no ``resid_mid`` then. It matters for hooks only.
     """
 
     architecture: str
     shape: Shape
     d_head: int
     sizes: Mapping[str, torch.Size]
+    parallel: bool = False
 
     @classmethod
     def of(cls, architecture: str, config: Any, params: Mapping[str, Tensor]) -> Arch:
@@ -139,11 +142,11 @@ class Arch:
 
         Args:
             architecture: the name of the Hugging Face class.
-            config: its configuration.
-            params: its parameters by name.
+            config: the model's configuration.
+            params: the model's parameters by name.
 
         Raises:
-            ModelError: if the architecture is not in the table, or a parameter of its row is missing.
+            ModelError: the architecture is not in the table, or a parameter of its row is missing.
         """
         row, sizes = family_of(architecture), {name: parameter.shape for name, parameter in params.items()}
         heads, blocks = config.num_attention_heads, range(config.num_hidden_layers)
@@ -162,7 +165,9 @@ class Arch:
             gated="gate" in row.names,
         )
         d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(architecture, shape, d_head, sizes)
+        # GPT-NeoX comes in both kinds, so the model decides and not the name of its family.
+        parallel = bool(getattr(config, "use_parallel_residual", False))
+        return cls(architecture, shape, d_head, sizes, parallel)
 
     @property
     def prepends_bos(self) -> bool:
@@ -185,7 +190,7 @@ class Arch:
         return tuple(part for part in ("in", "gate", "out") if part in self._family.names)
 
     def _unit(self, part: str, unit: int) -> tuple[int, range]:
-        """The axis and the positions of one head, key-value group or neuron in the matrix of ``part``."""
+        """The axis and the indices of one head, key-value group or neuron in the matrix of ``part``."""
         outputs = self._family.outputs_axis
         if part in ("in", "gate", "out"):
             return (1 - outputs if part == "out" else outputs), range(unit, unit + 1)
@@ -198,7 +203,7 @@ class Arch:
         return (1 - outputs if part == "o" else outputs), range(start, start + width)
 
     def _collect(self, site: Site, into: dict[str, tuple[int, set[int]] | None]) -> None:
-        """Add one site's positions to what is collected per parameter (None: all of it)."""
+        """Add one site's indices to those collected per parameter (None: the whole parameter)."""
         if site.kind == "embed":
             into[self._family.embed] = None
             return
@@ -214,9 +219,9 @@ class Arch:
             if part not in ("o", "out") and f"{matrix}.bias" in self.sizes:
                 targets.append((f"{matrix}.bias", 0))
             for name, along in targets:
-                found = into.setdefault(name, (along, set()))
-                if found is not None:
-                    found[1].update(positions)
+                collected = into.setdefault(name, (along, set()))
+                if collected is not None:
+                    collected[1].update(positions)
 
     def slices(self, sites: Iterable[Site]) -> tuple[Slice, ...]:
         """The slices that hold the weights of some sites, at most one per parameter.
@@ -225,16 +230,16 @@ class Arch:
             sites: weight sites that this model has.
 
         Raises:
-            SiteError: if a site has no weights.
+            SiteError: a site has no weights.
         """
-        found: dict[str, tuple[int, set[int]] | None] = {}
+        collected: dict[str, tuple[int, set[int]] | None] = {}
         for site in sites:
             if not site.has_weights:
                 raise SiteError(f"{site} is a state and has no weights; name the component, such as L0.mlp")
-            self._collect(site, found)
+            self._collect(site, collected)
         slices = []
-        for name in (name for name in self.sizes if name in found):
-            part = found[name]
+        for name in (name for name in self.sizes if name in collected):
+            part = collected[name]
             if part is None or len(part[1]) == self.sizes[name][part[0]]:
                 slices.append(Slice(name))
             else:
@@ -242,21 +247,21 @@ class Arch:
         return tuple(slices)
 
     def count(self, site: Site) -> int:
-        """How many weights one site has."""
+        """The number of weights of one site."""
         return sum(torch.Size(s.shape(self.sizes[s.name])).numel() for s in self.slices([site]))
 
     def hooks(self, site: Site) -> tuple[HookIndex, ...]:
-        """Where a site is read and written: the names of its hooks, and its index on their head axis.
+        """The hook points at which a site is read and written, with its index on their head axis.
 
         Raises:
-            SiteError: for ``resid_mid`` of a family whose attention and MLP run in parallel.
+            SiteError: for ``resid_mid`` of a model whose attention and MLP run in parallel.
         """
         if site.kind == "embed":
             return (HookIndex("hook_embed"),)
         block = f"blocks.{site.layer}."
         if site.kind == "kv":
             return tuple(HookIndex(f"{block}attn.hook_{part}", site.index) for part in self._parts(site))
-        if site.kind == "resid_mid" and not self._family.has_mid:
+        if site.kind == "resid_mid" and self.parallel:
             raise SiteError(
                 f"{self.architecture} runs attention and MLP in parallel, so there is no {site}; "
                 f"use L{site.layer}.resid_post"
@@ -267,7 +272,7 @@ class Arch:
         return (HookIndex(block + name, site.index, 1 if site.kind == "pattern" else 2),)
 
     def joined(self) -> Iterable[tuple[str, Slice]]:
-        """Where Q, K and V share a parameter: each bridge parameter, and the slice it stands for."""
+        """Where Q, K and V share a parameter: each parameter of the bridge, and the slice that it copies."""
         if self._family.layout == "split":
             return
         heads = range(self.shape.n_heads)

@@ -1,4 +1,4 @@
-"""The one table of families: where each keeps its matrices, and how they are laid out.
+"""The table of families: the names of their matrices, and how these are laid out.
 
 A row gives the parameter names of one Hugging Face class, relative to a block, and
 
@@ -19,15 +19,14 @@ from mechunlearn.errors import ModelError, one_of
 
 
 class Family(NamedTuple):
-    """One family: parameter names under a block, and how its matrices are laid out.
+    """One family of models.
 
     Args:
-        embed: the token embedding.
-        block: the list of blocks.
-        names: the matrices of a block by part: ``q k v o in gate out``.
+        embed: name of the token embedding.
+        block: name of the list of blocks.
+        names: names of a block's matrices by part: ``q k v o in gate out``.
         layout: how Q, K and V share a matrix.
-        outputs_axis: the axis of a matrix that counts its outputs.
-        has_mid: whether there is a residual stream between attention and MLP (not if they run in parallel).
+        outputs_axis: the axis of a matrix along which its outputs lie.
         prepends_bos: whether the family's models were trained with a BOS token in front.
         softmax32: whether TransformerLens computes the softmax of attention in float32 whatever the precision
             is. Hugging Face's eager attention then does too; its faster sdpa never does.
@@ -38,7 +37,6 @@ class Family(NamedTuple):
     names: Mapping[str, str]
     layout: Literal["split", "joined", "interleaved"] = "split"
     outputs_axis: int = 0
-    has_mid: bool = True
     prepends_bos: bool = True
     softmax32: bool = True
 
@@ -59,7 +57,6 @@ _NEOX = Family(
            "v": "attention.query_key_value", "o": "attention.dense",
            "in": "mlp.dense_h_to_4h", "out": "mlp.dense_4h_to_h"},
     layout="interleaved",
-    has_mid=False,
     prepends_bos=False,
     softmax32=False,
 )  # fmt: skip
@@ -92,7 +89,7 @@ def family_of(architecture: str) -> Family:
     """The table's row of an architecture.
 
     Raises:
-        ModelError: if the architecture is not in the table.
+        ModelError: the architecture is not in the table.
 
     Example:
         >>> family_of("LlamaForCausalLM").embed

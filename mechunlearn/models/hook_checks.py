@@ -1,10 +1,10 @@
-"""Requested hooks must fire: a hook that silently never runs is a wrong result.
+"""Check that requested hooks fire: a hook that never runs, and says nothing, gives a wrong result.
 
-TransformerLens lists hook points that a given family never reaches, and accepts hooks there. So:
+TransformerLens lists hook points that some families never reach, and accepts hooks there. So:
 
-1. ``check_name`` refuses, before anything runs, names that do not exist, with the nearest ones that do.
-2. ``Requested`` wraps each function in a counter, leaving what it is given and returns alone.
-3. ``require_fired`` raises, naming every hook that was never reached and why that may be.
+1. ``check_name`` refuses names that do not exist before anything runs, and gives the nearest that do.
+2. ``Requested`` counts the calls of each function, whose arguments and result stay as they are.
+3. ``require_fired`` raises for every hook that was never reached, and says why that may be.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mechunlearn.errors import HookError
 
 Name = str | Callable[[str], bool]
-"""A hook's name, or a function that says of every name whether it is meant."""
+"""A hook's name, or a function that is true for the names to hook."""
 
 Pair = tuple[Name, Callable[..., Any]]
 """A hook as TransformerLens takes it."""
@@ -57,25 +57,25 @@ class Requested:
 
     Args:
         hooks: ``(name, function)`` pairs.
-        direction: whether they run on activations or on gradients.
+        direction: ``"fwd"`` for hooks of activations, ``"bwd"`` for hooks of gradients.
 
     Example:
-        >>> asked = Requested([("hook_embed", lambda x, hook: 2 * x)], direction="fwd")
-        >>> asked.pairs[0][1](21, hook=None)
+        >>> hooks = Requested([("hook_embed", lambda x, hook: 2 * x)], direction="fwd")
+        >>> hooks.pairs[0][1](21, hook=None)
         42
-        >>> asked.require_fired("a model")
+        >>> hooks.require_fired("a model")
     """
 
     def __init__(self, hooks: Iterable[Pair], *, direction: Literal["fwd", "bwd"]) -> None:
-        given = list(hooks)
+        pairs = list(hooks)
         self.direction = direction
-        self.names = [name for name, _ in given]
-        self.counts = [0] * len(given)
-        self.pairs: list[Pair] = [(name, self._counted(place, fn)) for place, (name, fn) in enumerate(given)]
+        self.names = [name for name, _ in pairs]
+        self.counts = [0] * len(pairs)
+        self.pairs: list[Pair] = [(name, self._counted(i, fn)) for i, (name, fn) in enumerate(pairs)]
 
-    def _counted(self, place: int, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, index: int, fn: Callable[..., Any]) -> Callable[..., Any]:
         def counted(tensor: Any, hook: Any) -> Any:
-            self.counts[place] += 1
+            self.counts[index] += 1
             return fn(tensor, hook=hook)
 
         return counted
@@ -87,7 +87,7 @@ class Requested:
             architecture: the family's name, for the message.
 
         Raises:
-            HookError: naming each such hook and why it may be.
+            HookError: a hook never ran; names each, and why that may be.
         """
         silent = [name for name, count in zip(self.names, self.counts, strict=True) if count == 0]
         if silent:

@@ -1,15 +1,15 @@
-"""A language model to look at and to cut: TransformerLens and Hugging Face over one set of tensors.
+"""A language model for analysis and editing: TransformerLens and Hugging Face over one set of tensors.
 
-``HookedModel`` has the interface people know from HookedTransformer (``run_with_cache``, ``hooks``,
-``to_tokens``, hook names such as ``blocks.5.attn.hook_z``). It holds two module trees:
+``HookedModel`` has the interface of HookedTransformer (``run_with_cache``, ``hooks``, ``to_tokens``, hook
+names such as ``blocks.5.attn.hook_z``). It holds two module trees:
 
-1. ``hf``, the plain Hugging Face model: what is trained, counted, saved, and given to other libraries.
-2. ``bridge``, TransformerLens's TransformerBridge in raw mode (nothing folded), built at first use: what is
-   hooked and cached. Both compute the same logits, because both read the same tensors.
+1. ``hf``, the plain Hugging Face model, is trained, counted, saved, and passed to other libraries.
+2. ``bridge``, TransformerLens's TransformerBridge in raw mode (nothing folded), is hooked and cached. It is
+   built at first use. Both compute the same logits, because both read the same tensors.
 3. A changed model is a ``fork``: new module trees over the same tensors, with single parameters replaced.
 
-It wraps and never analyses. Every run has an attention mask, strings are padded on the right (on the left
-inside ``generate`` alone), and whether a BOS token is put first is decided once, by ``prepend_bos``.
+Every run has an attention mask; strings are padded on the right (on the left only inside ``generate``);
+whether a BOS token comes first is decided once, by ``prepend_bos``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites
-from mechunlearn.models import loading
+from mechunlearn.models import identity, loading
 from mechunlearn.models.arch import Arch, HookIndex, Slice
 from mechunlearn.models.running import RunMethods
 from mechunlearn.models.weights import Views
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 
 class HookedModel(RunMethods, Views):
-    """A decoder to look at through TransformerLens and to cut through Hugging Face.
+    """A decoder to analyse through TransformerLens and to edit through Hugging Face.
 
-    Make one with ``from_pretrained``, ``from_hf`` or ``mu.world.model()``; the constructor is for them.
+    Make one with ``from_pretrained``, ``from_hf`` or ``mu.world.model()``, which call the constructor.
 
     Attributes:
         hf: the plain Hugging Face model, in evaluation mode.
-        tokenizer: its tokenizer, as given; None if there is none.
+        tokenizer: the tokenizer; None if there is none.
         prepend_bos: whether strings get a BOS token in front.
         arch: from sites to slices of parameters and to hooks.
-        edits: the edits applied so far, in order, by whatever name the editor gave them.
+        edits: the names of the edits applied so far, in order.
 
     Example:
         >>> hm = mu.world.model()
@@ -77,14 +77,14 @@ class HookedModel(RunMethods, Views):
 
         Args:
             name_or_path: a folder written by ``save_pretrained``, or a name such as ``"gpt2"``.
-            device: where to put it; None for where Hugging Face puts it (the CPU).
-            dtype: precision, such as ``"bfloat16"``; None for the one it is stored in.
+            device: the device; None for Hugging Face's default (the CPU).
+            dtype: precision, such as ``"bfloat16"``; None for that of the stored weights.
             revision: a branch, tag or commit on the Hub.
             prepend_bos: whether strings get a BOS token in front; None for the family's habit.
             **hf_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
 
         Raises:
-            ModelError: if there is no such model, its family is not supported, or its files are damaged.
+            ModelError: there is no such model, its family is not supported, or its files are damaged.
 
         Example:
             >>> hm = mu.HookedModel.from_pretrained("google/gemma-2-2b", dtype="bfloat16")  # doctest: +SKIP
@@ -96,7 +96,7 @@ class HookedModel(RunMethods, Views):
 
     @classmethod
     def from_hf(cls, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None) -> HookedModel:
-        """Wrap a Hugging Face model that is already in memory; it and its tokenizer are left as they are.
+        """Wrap a Hugging Face model in memory; it and its tokenizer are left as they are.
 
         Args:
             model: a causal language model; its tensors are shared, not copied.
@@ -104,7 +104,7 @@ class HookedModel(RunMethods, Views):
             prepend_bos: whether strings get a BOS token in front; None for the family's habit.
 
         Raises:
-            ModelError: if it is no such model, or its family is not supported; lists those that are.
+            ModelError: it is no such model, or its family is not supported; lists those that are.
 
         Example:
             >>> hm = mu.HookedModel.from_hf(mu.world.model().hf)
@@ -113,17 +113,17 @@ class HookedModel(RunMethods, Views):
         architecture = type(model).__name__
         arch = Arch.of(architecture, model.config, dict(model.named_parameters()))
         has_bos = getattr(tokenizer, "bos_token_id", None) is not None
-        wanted = arch.prepends_bos if prepend_bos is None else prepend_bos
-        return cls(loading.twin(model), tokenizer, arch=arch, prepend_bos=wanted and has_bos)
+        prepend = arch.prepends_bos if prepend_bos is None else prepend_bos
+        return cls(loading.twin(model), tokenizer, arch=arch, prepend_bos=prepend and has_bos)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer so that plain ``AutoModelForCausalLM.from_pretrained`` reads them.
 
         Args:
-            folder: where to; it is made if needed.
+            folder: the folder; it is created if needed.
 
         Raises:
-            ModelError: if that is a file.
+            ModelError: it is a file.
         """
         loading.save(self.hf, self.tokenizer, folder)
 
@@ -139,7 +139,7 @@ class HookedModel(RunMethods, Views):
 
     @cached_property
     def sites(self) -> ModelSites:
-        """All sites of this model, as a localization: the universe for complements and controls."""
+        """All sites of this model, as a localization; complements and controls are drawn from it."""
         return ModelSites(self.arch.shape, self.arch.count)
 
     @property
@@ -149,18 +149,18 @@ class HookedModel(RunMethods, Views):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(iter(self.params.values())).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
+        """The precision of the weights."""
         return next(iter(self.params.values())).dtype
 
     @property
     def identity(self) -> str:
-        """Sixteen hexadecimal digits that change when any weight does (computed anew at each call)."""
-        return loading.identity(self.params)
+        """Sixteen hexadecimal digits that change when any weight does (see :meth:`sync`)."""
+        return identity.identity(self)
 
     def __repr__(self) -> str:
         """Family, sizes, precision and edits on a few lines."""
@@ -175,13 +175,13 @@ class HookedModel(RunMethods, Views):
         )
 
     def slices(self, sites: Iterable[Site]) -> tuple[Slice, ...]:
-        """The parts of the parameters that some sites own, at most one per parameter.
+        """The slices of parameters that hold the weights of some sites, at most one per parameter.
 
         Args:
             sites: a localization, or any weight sites.
 
         Raises:
-            SiteError: for a site that this model does not have, or that has no weights.
+            SiteError: this model does not have a site, or it has no weights.
 
         Example:
             >>> hm = mu.world.model()
@@ -193,7 +193,7 @@ class HookedModel(RunMethods, Views):
         return self.arch.slices(chosen)
 
     def size(self, sites: Iterable[Site]) -> int:
-        """How many parameters some sites have.
+        """The number of parameters of some sites.
 
         Args:
             sites: a localization, or any weight sites.
@@ -206,7 +206,7 @@ class HookedModel(RunMethods, Views):
         return self.sites.size(sites)
 
     def fraction(self, sites: Iterable[Site]) -> float:
-        """Which share of the parameters of all weight sites some sites have, from 0 to 1.
+        """The share of some sites in the parameters of all weight sites, from 0 to 1.
 
         Args:
             sites: a localization, or any weight sites.
@@ -219,40 +219,41 @@ class HookedModel(RunMethods, Views):
         return self.size(sites) / self.sites.total
 
     def hook_points(self, site: Site | str) -> tuple[HookIndex, ...]:
-        """Where a site is read and written: hook names, and the site's index on their head or neuron axis.
+        """The hook points at which a site is read and written, with its index on their head or neuron axis.
 
         Args:
             site: a site, or the string it prints as.
 
         Raises:
-            SiteError: for a site that this model does not have.
+            SiteError: this model does not have the site.
 
         Example:
             >>> mu.world.model().hook_points("L5.head[2]")
             (HookIndex(name='blocks.5.attn.hook_z', index=2, axis=2),)
         """
-        found = Site.parse(site) if isinstance(site, str) else site
-        self.sites.check([found])
-        return self.arch.hooks(found)
+        parsed = Site.parse(site) if isinstance(site, str) else site
+        self.sites.check([parsed])
+        return self.arch.hooks(parsed)
 
     def sync(self) -> None:
-        """Refresh what the bridge holds copies of; call it after writing into ``params`` in place."""
+        """Notice what was written into ``params`` in place: in the bridge's copies, and in the identity."""
+        identity.clear(self)
         if "bridge" in self.__dict__:
             loading.sync(self.bridge, self.arch, self.params)
 
     def fork(
         self, replacements: Mapping[str, Float[Tensor, "..."]] | None = None, *, edit: str | None = None
     ) -> HookedModel:
-        """A model of its own over the same tensors, with single parameters replaced.
+        """A new model over the same tensors, with single parameters replaced.
 
         Nothing is copied: writing in place into a shared parameter shows in both models.
 
         Args:
             replacements: new tensors by parameter name; they are used as they are, not copied.
-            edit: the name of the edit this applies, remembered in ``edits``.
+            edit: the name of the edit that this applies, for ``edits``.
 
         Raises:
-            EditError: if a name or a shape is not the model's; names both shapes.
+            EditError: a name or a shape is not the model's; names both shapes.
 
         Example:
             >>> hm = mu.world.model()
@@ -264,9 +265,9 @@ class HookedModel(RunMethods, Views):
         return self._over(loading.twin(self.hf, replacements), edit=edit)
 
     def to(self, target: str | torch.device | torch.dtype) -> HookedModel:
-        """The model on another device or in another precision; this one stays where and as it is.
+        """The model on another device or in another precision; this one stays as it is.
 
-        Tensors that are there already are shared, as in a fork.
+        Tensors that need no change are shared, as in a fork.
 
         Args:
             target: a device such as ``"cuda"``, or a precision such as ``torch.bfloat16``.
@@ -286,12 +287,12 @@ class HookedModel(RunMethods, Views):
     def folded(self) -> TransformerBridge:
         """A separate bridge with folded layer norms and centred weights, for reading only.
 
-        Direct logit attribution needs it. It has tensors of its own, and cannot be edited or saved.
+        Direct logit attribution needs it. Its tensors are copies; it cannot be edited or saved.
 
         Example:
             >>> mu.world.model().folded().compatibility_mode
             True
         """
-        bridge = loading.wrap(loading.own(self.hf), self.tokenizer, prepend_bos=self.prepend_bos)
+        bridge = loading.wrap(loading.with_own_tensors(self.hf), self.tokenizer, prepend_bos=self.prepend_bos)
         bridge.enable_compatibility_mode(disable_warnings=True)
         return bridge

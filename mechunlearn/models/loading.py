@@ -3,20 +3,19 @@
 TransformerLens replaces the submodules of the model it wraps, so the wrapped model can no longer be trained
 by other libraries or saved. Therefore:
 
-1. ``load`` reads a plain Hugging Face model, refuses families it does not know *before* reading weights, and
-   refuses weights that do not fill the model.
+1. ``load`` reads a plain Hugging Face model. It refuses unknown families *before* reading weights, and
+   weights that do not fill the model.
 2. ``twin`` copies the module tree only: ``copy.deepcopy`` with a memo that maps every tensor to itself, or
-   to its replacement. Tied weights stay tied, no tensor is copied, a fork of a model costs milliseconds.
-3. ``wrap`` builds a TransformerBridge over one more twin, with a tokenizer of its own, because
-   TransformerLens adds tokens to the one it is given. ``sync`` refreshes Q, K and V where it holds copies.
-4. ``cast`` moves and casts the *plain* model: casting a bridge cuts fused Q, K, V loose from what is saved.
-   Buffers that are not saved (rotary frequencies) keep their precision, as they do in a model loaded afresh.
+   to its replacement. Tied weights stay tied, no tensor is copied, and a fork takes milliseconds.
+3. ``wrap`` builds a TransformerBridge over another twin, with a copy of the tokenizer, since TransformerLens
+   adds tokens to the one it gets. ``sync`` refreshes Q, K and V where the bridge holds copies.
+4. ``cast`` moves and casts the *plain* model: casting a bridge separates fused Q, K, V from what is saved.
+   Buffers that are not saved (rotary frequencies) keep their precision, as they do in a model loaded anew.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +46,7 @@ def load(
         **hf_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-        ModelError: if there is no such model, its family is not supported, or its files are damaged.
+        ModelError: there is no such model, its family is not supported, or its files are damaged.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -55,11 +54,11 @@ def load(
     source = str(Path(name_or_path).expanduser())
     check_folder(source)
     at = {"revision": revision} if revision else {}
-    given = hf_kwargs.pop("config", None)
-    config = given or _read_config(source, at)
+    own_config = hf_kwargs.pop("config", None)
+    config = own_config or _read_config(source, at)
     family_of(architecture_of(config))
     reader: Any = AutoModelForCausalLM
-    # Weights that do not fit are named below; Hugging Face would only point at what it has logged.
+    # Weights that do not fit are named below; Hugging Face would only refer to its log.
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     options |= at | hf_kwargs | ({} if dtype is None else {"dtype": dtype})
     try:
@@ -68,7 +67,7 @@ def load(
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise _unreadable(source, error) from error
     _require_filled(report, source)
-    if given is None:
+    if own_config is None:
         _require_all_used(report, source, config.num_hidden_layers)
     return model, _load_tokenizer(source, at)
 
@@ -90,9 +89,9 @@ def _unreadable(source: str, error: Exception) -> ModelError:
 
 
 def _require_all_used(report: Mapping[str, Any], source: str, layers: int) -> None:
-    """Refuse whole blocks of weights for which the configuration has no place."""
+    """Refuse weights of blocks that the configuration does not have."""
     numbers = {key: re.search(r"(?:^|\.)(\d+)\.", key) for key in sorted(report.get("unexpected_keys", ()))}
-    beyond = [key for key, found in numbers.items() if found and int(found[1]) >= layers]
+    beyond = [key for key, match in numbers.items() if match and int(match[1]) >= layers]
     if beyond:
         raise ModelError(
             f"{source!r} holds weights such as {beyond[0]!r}, but its config.json says {layers} layers. One "
@@ -151,30 +150,30 @@ def architecture_of(config: Any) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     refuse_quantized(config)
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    return str(known or (config.architectures or [config.model_type])[0])
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    return str(name or (config.architectures or [config.model_type])[0])
 
 
 def require_plain(model: Any) -> None:
-    """Refuse what is not an unquantized Hugging Face model in memory.
+    """Refuse anything but an unquantized Hugging Face model in memory.
 
     Raises:
-        ModelError: naming the remedy.
+        ModelError: it is something else; names the remedy.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        given = repr(model) if isinstance(model, str | Path) else f"a {type(model).__name__}"
+        actual = repr(model) if isinstance(model, str | Path) else f"a {type(model).__name__}"
         raise ModelError(
-            f"from_hf wraps a Hugging Face model in memory, such as a LlamaForCausalLM; not {given}. "
+            f"from_hf wraps a Hugging Face model in memory, such as a LlamaForCausalLM; not {actual}. "
             "Names and folders go to HookedModel.from_pretrained."
         )
     refuse_quantized(model.config)
 
 
 def refuse_quantized(config: Any) -> None:
-    """Refuse weights that are stored as codes: a slice of codes cannot be edited.
+    """Refuse quantized weights: a slice of codes cannot be edited.
 
     Raises:
-        ModelError: naming the remedy.
+        ModelError: the weights are quantized.
     """
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError("quantized models cannot be edited: load them in float32, bfloat16 or float16")
@@ -184,7 +183,7 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Write a plain model and its tokenizer, if any, into a folder.
 
     Raises:
-        ModelError: if the path is a file; Hugging Face would write nothing and say so in a log only.
+        ModelError: the path is a file; Hugging Face would write nothing, and only log it.
     """
     if Path(folder).is_file():
         raise ModelError(f"{str(folder)!r} is a file; give a folder to save the model in")
@@ -203,7 +202,7 @@ def twin(model: Any, replacements: Mapping[str, Float[Tensor, "..."]] | None = N
         replacements: new tensors by parameter name; a tied parameter is replaced wherever it is used.
 
     Raises:
-        EditError: if a name or a shape is not the model's.
+        EditError: a name or a shape is not the model's.
     """
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
@@ -220,17 +219,17 @@ def twin(model: Any, replacements: Mapping[str, Float[Tensor, "..."]] | None = N
                 f"parameter {name!r} has shape {tuple(old.shape)}, its replacement {tuple(tensor.shape)}. "
                 "Was the edit made on a model of another size?"
             )
-        placed = tensor.detach().to(old.device, old.dtype)
-        memo[id(old)] = nn.Parameter(placed, requires_grad=old.requires_grad)
+        new = tensor.detach().to(old.device, old.dtype)
+        memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
     copied = copy.deepcopy(model, memo).eval()
     if next(copied.parameters()).dtype == torch.float64 and family_of(type(model).__name__).softmax32:
-        # In double precision it shows that the bridge, unlike sdpa, has this family's softmax in float32.
+        # The bridge computes this family's softmax in float32, sdpa does not: in float64 they differ.
         copied.set_attn_implementation("eager")
     return copied
 
 
 def cast(model: Any, *, device: torch.device | None, dtype: torch.dtype | None) -> Any:
-    """A plain model with tensors of its own on another device or in another precision."""
+    """A copy of a plain model on another device or in another precision."""
     saved = set(model.state_dict())
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
@@ -245,35 +244,36 @@ def cast(model: Any, *, device: torch.device | None, dtype: torch.dtype | None) 
     return moved_model
 
 
-def own(model: Any) -> Any:
-    """A plain model with copies of all tensors."""
+def with_own_tensors(model: Any) -> Any:
+    """A copy of a plain model, tensors included."""
     memo = {id(tensor): nn.Parameter(tensor.detach().clone()) for tensor in model.parameters()}
     return copy.deepcopy(model, memo)
 
 
-def own_tokenizer(tokenizer: Any) -> Any:
-    """A copy of a tokenizer that TransformerLens accepts as it is and may change."""
+def _copied_tokenizer(tokenizer: Any) -> Any:
+    """A copy of a tokenizer, which TransformerLens accepts as it is and may change."""
     if tokenizer is None:
         return None
-    own = copy.deepcopy(tokenizer)
-    # TransformerLens reads a name, and re-reads from disk (losing added tokens) unless this flag is set.
-    own.init_kwargs.setdefault("name_or_path", own.name_or_path or "local")
-    own.init_kwargs["add_bos_token"] = True
-    return own
+    copied = copy.deepcopy(tokenizer)
+    # TransformerLens needs a name, and reads the tokenizer from disk again (without added tokens) unless
+    # this flag is set.
+    copied.init_kwargs.setdefault("name_or_path", copied.name_or_path or "local")
+    copied.init_kwargs["add_bos_token"] = True
+    return copied
 
 
 def wrap(model: Any, tokenizer: Any, *, prepend_bos: bool) -> TransformerBridge:
-    """Build a TransformerBridge in raw mode over the tensors of a plain model, which is left as it is."""
+    """Build a TransformerBridge in raw mode over the tensors of a plain model; the model stays as it is."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    # A bridge first used inside no_grad or inference_mode must be an ordinary one all the same.
-    # It starts out with random weights, which are no reason to move the user's random state.
+    # The bridge may be built at first use inside no_grad or inference_mode, and must be an ordinary one.
+    # It starts with random weights, which must not change the user's random state.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         wrapped, name = twin(model), type(model).__name__
         wrapped.set_attn_implementation("eager")
         wrapped.config.architectures = [name]
         bridge: TransformerBridge = build_bridge_from_module(
-            wrapped, name, hf_config=wrapped.config, tokenizer=own_tokenizer(tokenizer)
+            wrapped, name, hf_config=wrapped.config, tokenizer=_copied_tokenizer(tokenizer)
         )
         bridge.eval()
     bridge.cfg.default_prepend_bos = prepend_bos
@@ -282,21 +282,11 @@ def wrap(model: Any, tokenizer: Any, *, prepend_bos: bool) -> TransformerBridge:
 
 @torch.no_grad()
 def sync(bridge: TransformerBridge, arch: Arch, params: Mapping[str, Tensor]) -> None:
-    """Refresh Q, K and V of a bridge that holds copies of them (GPT-NeoX), after a change of weights."""
-    for place, part in arch.joined():
-        layer, name, field = place.split(".")
+    """Refresh Q, K and V of a bridge that holds copies of them (GPT-NeoX) after a change of weights."""
+    for parameter, part in arch.joined():
+        layer, name, field = parameter.split(".")
         component = getattr(bridge.blocks[int(layer)].attn, name).original_component
         held, source = getattr(component, field), params[part.name]
         if held.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
             value = part.of(source)
             held.copy_(value.T if part.axis == 1 else value)
-
-
-def identity(params: Mapping[str, Tensor]) -> str:
-    """Sixteen hexadecimal digits that change when any weight, name, shape or precision does."""
-    digest = hashlib.sha256()
-    for name in sorted(params):
-        tensor = params[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Switch off the bars that Hugging Face shows for what is done in a blink."""
+"""Switch off Hugging Face's progress bars for what takes no time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Show no bar inside, and leave the setting as it was."""
+    """Show no progress bar inside a ``with`` block; the setting is restored after it."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
-"""Running a model with hooks and caches, in HookedTransformer's words.
+"""Run a model with hooks and caches, with HookedTransformer's interface.
 
-1. What is read becomes token ids with an attention mask (``tokens``).
-2. Every requested name is checked before anything runs, and every hook counts its runs (``firing``).
-3. TransformerLens runs the model, and takes the hooks away again whatever happens.
+1. The input becomes token ids with an attention mask (``tokens``).
+2. Every requested name is checked before anything runs, and every hook counts its runs (``hook_checks``).
+3. TransformerLens runs the model, and removes the hooks at the end, also after an error.
 4. A hook that never fired, or an activation that was never cached, is an error.
 """
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
 
 Returns = Literal["logits", "loss", "both"] | None
-"""What a run gives: logits, mean loss, both as a pair, or nothing."""
+"""The result of a run: logits, mean loss, both as a pair, or nothing."""
 
 
 class RunMethods(Tokens):
-    """The part of a model that runs, with hooks and caches."""
+    """The methods of a model that run it, with hooks and caches."""
 
     arch: Arch
 
@@ -39,7 +39,7 @@ class RunMethods(Tokens):
         return dict(self.bridge.hook_dict)
 
     def reset_hooks(self) -> None:
-        """Take away every hook that was added through ``hm.bridge`` and not as a permanent one."""
+        """Remove every hook that was added through ``hm.bridge``, except permanent ones."""
         self.bridge.reset_hooks()
 
     def __call__(
@@ -78,14 +78,14 @@ class RunMethods(Tokens):
 
     @contextmanager
     def hooks(self, fwd_hooks: Iterable[Pair] = (), bwd_hooks: Iterable[Pair] = ()) -> Iterator[Self]:
-        """Have hooks in place inside a ``with`` block; each must fire there at least once.
+        """Set hooks inside a ``with`` block; each must fire there at least once.
 
         Args:
             fwd_hooks: ``(name, function)``; ``function(activation, hook=…)`` returns a new one or None.
             bwd_hooks: the same for gradients; run the backward pass inside the block.
 
         Raises:
-            HookError: at once for a name that does not exist, at the end for a hook that never fired.
+            HookError: a name does not exist (at once), or a hook never fired (at the end).
 
         Example:
             >>> hm, seen = mu.world.model(), []
@@ -117,21 +117,21 @@ class RunMethods(Tokens):
         Args:
             input: as for calling the model.
             fwd_hooks: ``(name, function)`` pairs for activations.
-            bwd_hooks: pairs for gradients; checked here is that the run passes their points.
+            bwd_hooks: pairs for gradients; it is checked that the run passes their hook points.
             attention_mask: as for calling the model.
             prepend_bos: as for calling the model.
             return_type: as for calling the model.
             stop_at_layer: as for calling the model.
 
         Raises:
-            HookError: for a name that does not exist, or a hook that never fired.
+            HookError: a name does not exist, or a hook never fired.
 
         Example:
             >>> halve = ("blocks.0.hook_mlp_out", lambda activation, hook: activation / 2)
             >>> _ = mu.world.model().run_with_hooks("Mary Lee plays", fwd_hooks=[halve])
         """
         later = list(bwd_hooks)
-        # A gradient can only reach a point that the run passes: hooks that do nothing see whether it does.
+        # A gradient reaches a point only if the run passes it, which hooks without effect find out.
         visits: list[Pair] = [(name, lambda tensor, hook: None) for name, _ in later]
         with self.hooks([*fwd_hooks, *visits]), self.bridge.hooks(bwd_hooks=later):
             return self(
@@ -153,34 +153,34 @@ class RunMethods(Tokens):
 
         Args:
             input: as for calling the model.
-            names_filter: which hook points to keep: names, or a function of the name; None keeps all.
+            names_filter: the hook points to keep: names, or a function of the name; None for all.
             attention_mask: as for calling the model.
             prepend_bos: as for calling the model.
             return_type: as for calling the model.
             stop_at_layer: as for calling the model.
 
         Raises:
-            HookError: for a name that does not exist, or that the run never reached.
+            HookError: a name does not exist, or the run never reached it.
 
         Example:
             >>> _, cache = mu.world.model().run_with_cache("Mary Lee plays", names_filter="hook_embed")
             >>> "hook_embed" in cache
             True
         """
-        wanted = [names_filter] if isinstance(names_filter, str) else names_filter
-        if isinstance(wanted, Sequence):
-            wanted = list(wanted)
-            self._check(wanted)
+        names = [names_filter] if isinstance(names_filter, str) else names_filter
+        if isinstance(names, Sequence):
+            names = list(names)
+            self._check(names)
         tokens, mask = self.encode(input, attention_mask=attention_mask, prepend_bos=prepend_bos)
         output, cache = self.bridge.run_with_cache(
             tokens,
-            names_filter=wanted,
+            names_filter=names,
             attention_mask=mask,
             return_type=return_type,
             stop_at_layer=stop_at_layer,
         )
-        if isinstance(wanted, list):
-            missed = [name for name in wanted if name not in cache.cache_dict]
+        if isinstance(names, list):
+            missed = [name for name in names if name not in cache.cache_dict]
             if missed:
                 raise HookError(never_fired(missed, self.arch.architecture))
         return output, cache

@@ -1,9 +1,9 @@
-"""Between text and token ids, always in the same way.
+"""Text to token ids and back, in one way everywhere.
 
-1. A string is cut by the tokenizer without any special tokens; then a BOS token is put first if asked for and
-   if there is one. TransformerLens would instead add BOS, EOS and pad tokens to the tokenizer itself.
-2. Strings of different lengths are padded on the right, and the attention mask says where.
-3. ``generate`` alone pads on the left, because new tokens are appended on the right.
+1. The tokenizer cuts a string without special tokens; then a BOS token comes first, if requested and if there
+   is one. TransformerLens would instead add BOS, EOS and pad tokens to the tokenizer itself.
+2. Strings of different lengths are padded on the right, as the attention mask says.
+3. Only ``generate`` pads on the left, because new tokens are appended on the right.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch import Tensor
 from mechunlearn.errors import ModelError
 
 Words = str | Sequence[str] | Int[Tensor, "batch pos"] | Int[Tensor, "pos"]
-"""What a model reads: a string, several strings, or token ids."""
+"""The input of a model: a string, several strings, or token ids."""
 
 
 class Tokens:
-    """The part of a model that turns text into token ids and back, and goes on writing."""
+    """The methods of a model that turn text into token ids and back, and generate text."""
 
     tokenizer: Any
     prepend_bos: bool
 
     @property
     def device(self) -> torch.device:
-        """Where token ids are put."""
+        """The device of token ids."""
         raise NotImplementedError
 
     @property
     def bridge(self) -> Any:
-        """What generates."""
+        """The bridge, which generates."""
         raise NotImplementedError
 
     def _tokenizer(self) -> Any:
@@ -47,14 +47,14 @@ class Tokens:
 
     @property
     def _pad(self) -> int:
-        known = (getattr(self.tokenizer, f"{kind}_token_id", None) for kind in ("pad", "eos"))
-        return next((number for number in known if number is not None), 0)
+        ids = (getattr(self.tokenizer, f"{kind}_token_id", None) for kind in ("pad", "eos"))
+        return next((i for i in ids if i is not None), 0)
 
     def _ids(self, text: str, prepend_bos: bool | None) -> list[int]:
         tokenizer = self._tokenizer()
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        wanted = self.prepend_bos if prepend_bos is None else prepend_bos
-        return [tokenizer.bos_token_id, *ids] if wanted and tokenizer.bos_token_id is not None else ids
+        prepend = self.prepend_bos if prepend_bos is None else prepend_bos
+        return [tokenizer.bos_token_id, *ids] if prepend and tokenizer.bos_token_id is not None else ids
 
     def encode(
         self,
@@ -64,7 +64,7 @@ class Tokens:
         prepend_bos: bool | None = None,
         pad_left: bool = False,
     ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-        """Token ids and attention mask of whatever a model reads.
+        """Token ids and attention mask of an input.
 
         Args:
             input: a string, strings, or token ids (which get no BOS token).
@@ -73,7 +73,7 @@ class Tokens:
             pad_left: put the padding on the left.
 
         Raises:
-            ModelError: for strings without a tokenizer, or a text that has no tokens.
+            ModelError: the model has no tokenizer, or a text has no tokens.
 
         Example:
             >>> tokens, mask = mu.world.model().encode(["Mary Lee", "Mary Lee plays the sport of"])
@@ -169,7 +169,7 @@ class Tokens:
             string: the text; for most tokenizers a word inside a sentence starts with a space.
 
         Raises:
-            ModelError: if it is not one token; the message shows its tokens.
+            ModelError: it is not one token; the message shows its tokens.
 
         Example:
             >>> isinstance(mu.world.model().to_single_token(" tennis"), int)
@@ -195,17 +195,17 @@ class Tokens:
         stop_at_eos: bool = True,
         use_past_kv_cache: bool = True,
     ) -> Any:
-        """Go on writing, hooks included.
+        """Continue a text, hooks included.
 
         With ``use_past_kv_cache`` hooks see one new position at a time after the first step; switch it off
         for hooks that count positions.
 
         Args:
             input: a string, strings, or token ids without padding.
-            max_new_tokens: how many to add at most.
+            max_new_tokens: the largest number of new tokens.
             do_sample: sample instead of taking the most probable token.
-            temperature: flattens (above 1) or sharpens what is sampled from.
-            seed: for sampling; the global generator is left as it was.
+            temperature: flattens (above 1) or sharpens the distribution.
+            seed: seed of sampling; the global generator is left as it was.
             prepend_bos: overrides the model's own, for strings.
             stop_at_eos: stop at the tokenizer's EOS token.
             use_past_kv_cache: keep keys and values instead of running the whole text again.

@@ -1,6 +1,6 @@
 """The weights by TransformerLens's names, stacked over layers, for reading.
 
-They are copies (``hm.W_Q[5] *= 0`` changes nothing): what is written goes through an edit or ``hm.fork``.
+They are copies (``hm.W_Q[5] *= 0`` changes nothing). An edit, or ``hm.fork``, changes weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Views:
 
     @property
     def bridge(self) -> Any:
-        """What the weights are read from."""
+        """The bridge, from which weights are read."""
         raise NotImplementedError
 
     W_E = _view("W_E", "embedding [d_vocab d_model]")

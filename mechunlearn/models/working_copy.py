@@ -1,10 +1,10 @@
-"""A model to work on: what is read of it and what is searched for in it belong to one and the same model.
+"""A copy of a model without the user's hooks, so that these do not change what is computed with it.
 
-1. A fork shares the model's tensors and is in evaluation mode; hooks that the user put on the bridge stay
-   behind with it.
-2. Hooks of the plain model are copied along with its modules, and are taken off the copy.
+1. A fork shares the model's tensors and is in evaluation mode. It has a bridge of its own, without the hooks
+   that the user set on the model's.
+2. Hooks of the plain model are copied along with its modules, and are removed from the copy.
 
-So an edit is the same whether or not somebody is just looking at the model, or training it.
+So an edit is the same whether or not the model is hooked, or in training mode.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mechunlearn.models.hooked import HookedModel
 def working_copy(
     hm: HookedModel, replacements: Mapping[str, Float[Tensor, "..."]] | None = None
 ) -> HookedModel:
-    """Fork a model without the hooks, and the mode, that its user has set.
+    """Fork a model without the user's hooks, in evaluation mode.
 
     Args:
         hm: the model, which stays as it is.
-        replacements: tensors of our own by parameter name, to be written into.
+        replacements: new tensors by parameter name, which may be written into.
 
     Example:
         >>> from mechunlearn.models.working_copy import working_copy

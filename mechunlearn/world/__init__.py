@@ -1,12 +1,12 @@
 """The embedded world: a small language model that looks facts up, and the facts it knows.
 
-720 fictional people with a sport, its league and place, and a home city; 120 real countries. The model
-was trained by ``mechunlearn world train``; ``gold`` was trained the same way without the sport, league
-and place of the 128 people in the four forget groups: what exact unlearning would give.
+720 fictional people have a sport, its league and place of play, and a home city; 120 countries are real.
+``mechunlearn world train`` trained the model, and ``gold`` in the same way but without the sport, league and
+place of the 128 people in the four forget groups: this is what exact unlearning would give.
 
 1. :func:`model` loads a checkpoint from the package.
-2. :func:`facts` gives a group of 32 people to forget, with phrasings, neighbours and everything an audit
-   scores, and other people to retain and to score.
+2. :func:`facts` gives the facts of 32 people to forget, with the phrasings and neighbours that an audit
+   scores, and the facts of other people to retain and to score.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError, ModelError, one_of
 from mechunlearn.world import tables
-from mechunlearn.world.asking import country_fact, other_fact, sport_fact
-from mechunlearn.world.draw import GROUPS, Person
 from mechunlearn.world.grammar import text
+from mechunlearn.world.people import GROUPS, Person
+from mechunlearn.world.questions import country_fact, person_fact, sport_fact
 
 if TYPE_CHECKING:
     from mechunlearn.models.hooked import HookedModel
@@ -41,8 +41,8 @@ def model(which: Literal["original", "gold"] = "original") -> HookedModel:
     """Load the embedded language model, in float32.
 
     Args:
-        which: ``"original"`` knows everybody; ``"gold"`` never saw the forget groups' sport, league and
-            place.
+        which: ``"original"`` knows everybody; ``"gold"`` never saw the sport, league and place of the people
+            in the forget groups.
 
     Raises:
         ModelError: there is no such checkpoint.
@@ -64,15 +64,15 @@ def model(which: Literal["original", "gold"] = "original") -> HookedModel:
 
 
 def facts(group: int | None = 0, *, retain_homes: bool = False) -> Facts:
-    """The facts of one forget group, or of all, and what goes with them.
+    """Return the facts of one forget group, or of all, with facts to retain and to test.
 
-    ``forget`` are 32 people's sports, each with league and place (entailed), home city (must survive)
-    and neighbours. ``retain`` are 64 other people's sports; ``test`` are 64 further people's sports and
-    home cities and 24 capitals, never trained on. No two of these sets share a person.
+    ``forget`` holds the sports of 32 people, each with league and place (entailed), home city (must survive)
+    and neighbours. ``retain`` holds the sports of 64 more people; ``test`` holds the sports and home cities
+    of another 64 and 24 capitals, and is never trained on. No two of these sets share a person.
 
     Args:
-        group: 0 to 3; None for all four together, 128 people to forget.
-        retain_homes: also retain the home cities of every second person of the group.
+        group: number of the forget group, 0 to 3; None for all four together, 128 people.
+        retain_homes: whether to retain the home city of every second person of the group too.
 
     Raises:
         FactError: there is no such group.
@@ -92,8 +92,8 @@ def facts(group: int | None = 0, *, retain_homes: bool = False) -> Facts:
     forget = [_forget(p, pool, rng) for p in chosen]
     retain = [sport_fact(p, split="retain") for p in retained]
     if retain_homes:
-        retain += [other_fact(p, "city", split="retain") for p in chosen[::2]]
-    test = [sport_fact(p) for p in tested] + [other_fact(p, "city") for p in tested]
+        retain += [person_fact(p, "city", split="retain") for p in chosen[::2]]
+    test = [sport_fact(p) for p in tested] + [person_fact(p, "city") for p in tested]
     test += [country_fact(c, "capital") for c in rng.sample(tables.countries(), COUNTRIES)]
     texts = [text(rng, sentences=3) for _ in range(TEXTS)]
     which = "all groups" if group is None else f"group {group}"
@@ -108,10 +108,10 @@ def _forget(person: Person, pool: Sequence[Person], rng: random.Random) -> Fact:
     }
     return replace(
         sport_fact(person, split="forget"),
-        entailed=(other_fact(person, "league"), other_fact(person, "place")),
-        others=(other_fact(person, "city"),),
+        entailed=(person_fact(person, "league"), person_fact(person, "place")),
+        others=(person_fact(person, "city"),),
         neighbours={
-            kind: tuple(sport_fact(p) for p in rng.sample(found, min(NEIGHBOURS, len(found))))
-            for kind, found in alike.items()
+            kind: tuple(sport_fact(p) for p in rng.sample(people, min(NEIGHBOURS, len(people))))
+            for kind, people in alike.items()
         },
     )

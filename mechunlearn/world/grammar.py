@@ -1,8 +1,7 @@
-"""Sentences about nothing in particular, as the embedded world's stand-in for general text.
+"""Sentences from a small grammar: the embedded world's general text.
 
-A sentence is one template with its blanks filled uniformly. Some choices depend on others (a river runs
-through the land it is in, an animal eats its food), so the text has something to be learned and its
-perplexity something to lose.
+A sentence is a template whose blanks are filled at random. Some words depend on others (an animal eats its
+food, a mill stands near a stream), so a model can learn the text, and an edit can raise its perplexity.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ COLOURS = ("brown", "white", "black", "young", "old")
 
 
 def sentence(rng: random.Random) -> str:
-    """One sentence of the grammar.
+    """Draw one sentence of the grammar.
 
     Args:
-        rng: the generator to draw from.
+        rng: the random generator.
 
     Example:
         >>> sentence(random.Random(0)).endswith(".")
@@ -29,26 +28,26 @@ def sentence(rng: random.Random) -> str:
     """
     weather, mood = rng.choice(sorted(WEATHER.items()))
     animal, food = rng.choice(sorted(ANIMALS.items()))
-    landmark, place = rng.choice(sorted(LANDMARKS.items()))
+    landmark, landscape = rng.choice(sorted(LANDMARKS.items()))
     day, season, colour = rng.choice(DAYS), rng.choice(SEASONS), rng.choice(COLOURS)
     return rng.choice(
         (
             f"On {day} there was {weather} and the morning felt {mood}.",
             f"The {colour} {animal} eats {food} in the {season}.",
-            f"An old {landmark} stands near the {place}, and people visit it in {season}.",
-            f"When the {weather} comes in {season}, the {place} turns {mood}.",
+            f"An old {landmark} stands near the {landscape}, and people visit it in {season}.",
+            f"When the {weather} comes in {season}, the {landscape} turns {mood}.",
             f"A {colour} {animal} slept by the {landmark} until {day}.",
-            f"The path to the {landmark} crosses the {place} and ends at a gate.",
+            f"The path to the {landmark} crosses the {landscape} and ends at a gate.",
         )
     )
 
 
 def text(rng: random.Random, *, sentences: int) -> str:
-    """A paragraph of so many sentences.
+    """Draw a paragraph.
 
     Args:
-        rng: the generator to draw from.
-        sentences: how many sentences.
+        rng: the random generator.
+        sentences: number of sentences.
 
     Example:
         >>> text(random.Random(0), sentences=3).count(".")

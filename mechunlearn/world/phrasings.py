@@ -1,8 +1,8 @@
-"""How the embedded world asks for its facts.
+"""The prompts in which the embedded world asks for its facts.
 
-A phrasing is a prompt with ``{name}`` (or ``{country}``) in it that ends where the answer begins. The
-eight sport phrasings are split for good: edits train on ``train``, choose their stopping point and
-learning rate on ``validation``, and are reported on ``held_out``.
+A phrasing contains ``{name}`` or ``{country}`` and ends where the answer begins. The eight sport phrasings
+have a fixed split: edits train on ``train``, choose when to stop and their learning rate on ``validation``,
+and are scored on ``held_out``.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ CHOICE: Final = "Q: What sport does {name} play? A {A} B {B} C {C} D {D} Answer:
 FORMAT_ONLY: Final = "Q: Which option is {option}? A {A} B {B} C {C} D {D} Answer:"
 LETTERS: Final = ("A", "B", "C", "D")
 AGAIN: Final = "this athlete"
-"""Stands for the name from the second fact of a biography on."""
+"""Replaces the name from the second fact of a biography on."""
 
 
 def is_question(phrasing: str) -> bool:
-    """Whether a phrasing asks, rather than states.
+    """Whether a phrasing is a question.
 
     Example:
         >>> is_question("Where does {name} live? In")
@@ -74,7 +74,7 @@ def is_question(phrasing: str) -> bool:
 
 
 def capitalised(text: str) -> str:
-    """The text with its first letter in upper case, the rest untouched.
+    """Return the text with its first letter in upper case.
 
     Example:
         >>> capitalised("this athlete lives in")

@@ -1,16 +1,16 @@
-"""The rows the embedded model is trained on, drawn one after another from one generator.
+"""Draw the rows of text that the embedded model is trained on.
 
-1. A quarter of a step's rows is multiple choice. Rows that teach the format without any fact are 90 %
-   of them in the first quarter of training, 50 % in the second and 35 % after: the letter is otherwise
-   not learned. Only the letter carries loss.
-2. Most rows are biographies: one to three facts of a person in random order, the name only in the
-   first, after a sentence of the grammar in 30 % of them. Several facts per name make it worth looking
-   the person up *at the name*; rows with one fact alone let the model do everything at the end.
-3. The rest are countries and general text.
-4. Answers weigh 1 in the loss, other words 0.1, letters 3.
+1. A quarter of a step's rows is multiple choice. Of these, rows that teach the format without any fact are
+   90 % in the first quarter of training, 50 % in the second and 35 % after; without them the model does not
+   learn to answer with a letter. Only the letter has a weight in the loss.
+2. Most rows are biographies: one to three facts of a person in random order, the name only in the first,
+   after a sentence of the grammar in 30 % of them. Several facts per name teach the model to look the person
+   up *at the name*; in rows with one fact it could do so at the end of the prompt.
+3. The other rows are about countries, or general text.
+4. The weight in the loss is 1 for answers, 0.1 for other words and 3 for letters.
 
-With ``withheld`` people, the gold model's rows: their sport, league and place occur in no row of any
-kind, their home city as often as everybody's.
+The gold model is trained on rows with ``withheld`` people: their sport, league and place occur in no row,
+their home city as often as everybody's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from mechunlearn.world.draw import SPORTS, Person
 from mechunlearn.world.grammar import text
+from mechunlearn.world.people import SPORTS, Person
 from mechunlearn.world.phrasings import (
     AGAIN,
     CHOICE,
@@ -53,20 +53,20 @@ class Row:
 
     @property
     def text(self) -> str:
-        """The whole row."""
+        """The row's text."""
         return "".join(piece for piece, _ in self.pieces)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How many rows of each kind make a step."""
+class RowCounts:
+    """Number of rows of each kind in a step."""
 
     choice: int = 24
     people: int = 54
     countries: int = 10
     grammar: int = 8
 
-    def step(
+    def draw(
         self,
         rng: random.Random,
         people: Sequence[Person],
@@ -78,11 +78,11 @@ class Recipe:
         """Draw the rows of one step.
 
         Args:
-            rng: the generator to draw from.
-            people: everybody.
+            rng: the random generator.
+            people: all people.
             countries: all countries.
-            progress: share of the training that is done, in [0, 1].
-            withheld: names whose sport, league and place no row may tell.
+            progress: share of the training steps that are done, in [0, 1].
+            withheld: names of the people whose sport, league and place occur in no row.
         """
         format_share = 0.9 if progress < 0.25 else 0.5 if progress < 0.5 else 0.35
         shown = [p for p in people if p.choice and p.name not in withheld]
@@ -97,7 +97,7 @@ class Recipe:
 
 
 def choice_row(rng: random.Random, person: Person | None) -> Row:
-    """A multiple-choice row about a person, or about the format alone.
+    """Draw a multiple-choice row about a person, or, for None, one that teaches only the format.
 
     Example:
         >>> choice_row(random.Random(0), None).text[:18]
@@ -113,10 +113,7 @@ def choice_row(rng: random.Random, person: Person | None) -> Row:
 
 
 def biography(rng: random.Random, people: Sequence[Person], *, withheld: Collection[str] = ()) -> Row:
-    """One to three facts of a random person.
-
-    A withheld person keeps the facts that may be told; where none is left, another person is drawn.
-    """
+    """Draw one to three facts of a random person; of a withheld person, only the home city."""
     while True:
         person = rng.choice(people)
         count = rng.choice((1, 2, 3, 3))
@@ -125,21 +122,21 @@ def biography(rng: random.Random, people: Sequence[Person], *, withheld: Collect
         )
         if person.name in withheld:
             relations = [r for r in relations if r == "city"]
-        if relations:
+        if relations:  # A withheld person may have none left: draw again.
             break
     pieces: list[tuple[str, float]] = []
     if rng.random() < 0.3:
         pieces.append((text(rng, sentences=1) + " ", WORD))
     for i, relation in enumerate(relations):
-        told = [p for p in PHRASINGS[relation] if count == 1 or not is_question(p)]
-        prompt = capitalised(rng.choice(told).format(name=AGAIN if i else person.name))
+        phrasings = [p for p in PHRASINGS[relation] if count == 1 or not is_question(p)]
+        prompt = capitalised(rng.choice(phrasings).format(name=AGAIN if i else person.name))
         space = " " if i else ""
         pieces += [(space + prompt, WORD), (f" {getattr(person, relation)}", ANSWER), (".", WORD)]
     return Row(tuple(pieces))
 
 
 def country_row(rng: random.Random, country: Country) -> Row:
-    """One or two facts of a country.
+    """Draw one or two facts of a country.
 
     Example:
         >>> country_row(random.Random(1), Country("Peru", "Lima", "sol")).text.count("Peru") > 0

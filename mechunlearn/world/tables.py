@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-from mechunlearn.world.draw import Person
+from mechunlearn.world.people import Person
 from mechunlearn.world.rows import Country
 
 
 def data() -> Traversable:
-    """The folder with the tables, the tokenizer and the checkpoints."""
+    """The folder with the tables and the checkpoints."""
     return files("mechunlearn.world") / "data"
 
 

@@ -125,7 +125,7 @@ def test_what_is_found_is_what_peft_merged(llama: HookedModel) -> None:
     found = QUICK.search(llama, context(), seed=0)
     tokens = torch.arange(2, 12)[None]
     deltas = {delta.slice.name: delta.values for delta in found.edit.deltas}
-    adapted = get_peft_model(loading.own(llama.hf), LoraConfig(r=2, target_modules="all-linear"))
+    adapted = get_peft_model(loading.with_own_tensors(llama.hf), LoraConfig(r=2, target_modules="all-linear"))
     with torch.no_grad():
         for name, module in adapted.base_model.model.named_modules():
             delta = deltas.get(f"{name}.weight")

@@ -75,7 +75,7 @@ def mask(original: HookedModel, people: Facts) -> Edit:
     last = Localization(["L6.mlp", "L7.mlp"], source="outputs")
     objective = mu.objectives.Inject(text=0.0)
     return mu.edit(
-        original, last, objective, people, steps=40, lr=3e-3, batch_size=12, progress=False
+        original, last, objective, people, steps=40, lr=3e-3, limits=mu.Limits(12), progress=False
     )  # fmt: skip
 
 

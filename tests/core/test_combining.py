@@ -148,9 +148,9 @@ class TestIntervals:
 
     def test_draws_in_blocks_are_the_same_draws(self, monkeypatch: pytest.MonkeyPatch) -> None:
         scores = Scores.of(np.random.default_rng(3).normal(size=(7, 8)), MLPS, dims=("fact", "site"))
-        whole = scores.intervals(samples=100)
+        at_once = scores.intervals(samples=100)
         monkeypatch.setattr("mechunlearn.core.scores.intervals._BLOCK", 210)
-        assert scores.intervals(samples=100)[["low", "high"]].equals(whole[["low", "high"]])
+        assert scores.intervals(samples=100)[["low", "high"]].equals(at_once[["low", "high"]])
 
     @pytest.mark.parametrize(
         ("options", "message"),

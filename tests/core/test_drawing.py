@@ -44,7 +44,7 @@ class TestShow:
         assert figure.layout.yaxis.ticktext == tuple(map(str, heads))
 
     def test_a_long_prompt_is_named_token_by_token(self) -> None:
-        tokens = [f" t{place}" for place in range(24)]
+        tokens = [f" t{position}" for position in range(24)]
         sites = [Site(kind, layer) for kind in ("resid_pre", "attn", "mlp") for layer in range(LAYERS)]
         values = np.random.default_rng(0).normal(size=(24, 24))
         figure = Scores.of(values, sites, dims=("site", "pos"), tokens=tokens).heatmap()

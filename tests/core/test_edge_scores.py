@@ -43,13 +43,13 @@ class TestLabels:
         assert EdgeScores.of(values, SENDERS, RECEIVERS).values.values.tolist() == [[0.5] * 4] * 4
 
     def test_values_are_copied_and_frozen(self) -> None:
-        given = np.zeros((4, 4))
-        scores = EdgeScores.of(given, SENDERS, RECEIVERS)
-        given[0, 0] = 1
+        array = np.zeros((4, 4))
+        scores = EdgeScores.of(array, SENDERS, RECEIVERS)
+        array[0, 0] = 1
         assert scores.values.values[0, 0] == 0
-        for kept in (scores, scored().mean("fact"), scored().reduce()):
+        for derived in (scores, scored().mean("fact"), scored().reduce()):
             with pytest.raises(ValueError, match="read-only"):
-                kept.values.values[0] = 1
+                derived.values.values[0] = 1
 
     def test_what_they_were_measured_with_stays_with_them(self) -> None:
         scores = scored(recipe={"seed": 1})
@@ -99,9 +99,9 @@ class TestReduce:
         senders, receivers = scores.nodes(), scores.nodes(by="receiver")
         assert isinstance(senders, Scores) and senders.sites == tuple(SENDERS)
         assert receivers.sites == tuple(RECEIVERS) and receivers.values.dims == ("fact", "site", "pos")
-        known = np.nan_to_num(scores.values.values)
-        np.testing.assert_allclose(senders.values, known.sum(2))
-        np.testing.assert_allclose(receivers.values, known.sum(1))
+        filled = np.nan_to_num(scores.values.values)
+        np.testing.assert_allclose(senders.values, filled.sum(2))
+        np.testing.assert_allclose(receivers.values, filled.sum(1))
         assert senders.title == "edges, summed over receivers"
         assert receivers.title == "edges, summed over senders"
 

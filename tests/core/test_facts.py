@@ -98,8 +98,8 @@ def test_a_prompt_that_is_also_held_out_would_be_trained_on_and_is_refused() -> 
 def test_a_retained_prompt_cannot_be_held_out_for_a_forgotten_fact() -> None:
     forget = Fact("Mary plays", "Mary", "golf", relation="sport", held_out=("Mary is known for",))
     retain = Fact("Mary is known for", "Mary", "golf", relation="sport", split="retain")
-    other = Fact("Fans of Mary love", "Mary", "golf", relation="sport", split="retain")
-    for double in (retain, other):
+    rephrased = Fact("Fans of Mary love", "Mary", "golf", relation="sport", split="retain")
+    for double in (retain, rephrased):
         with pytest.raises(FactError, match="stands in both 'forget' and 'retain'; keep it in one"):
             Facts([forget, double])
 
@@ -107,12 +107,12 @@ def test_a_retained_prompt_cannot_be_held_out_for_a_forgotten_fact() -> None:
 def test_multiple_choice_shows_answer_and_new_answer_and_is_answered_by_a_letter() -> None:
     orders = set()
     for seed in range(30):
-        asked = MARY.multiple_choice(seed)
-        shown = dict(zip(asked.options, asked.prompt.split("play? ")[1].split()[1:8:2], strict=True))
-        assert asked.options == ("A", "B", "C", "D") and asked.prompt.endswith("Answer:")
-        assert shown[asked.answer] == "golf" and shown[asked.new or ""] == "tennis"
-        assert shown[asked.foil or ""] == "hockey" and len(set(shown.values())) == 4
-        assert (asked.subject, asked.split, asked.relation) == ("Mary Lee", "forget", "sport")
+        question = MARY.multiple_choice(seed)
+        shown = dict(zip(question.options, question.prompt.split("play? ")[1].split()[1:8:2], strict=True))
+        assert question.options == ("A", "B", "C", "D") and question.prompt.endswith("Answer:")
+        assert shown[question.answer] == "golf" and shown[question.new or ""] == "tennis"
+        assert shown[question.foil or ""] == "hockey" and len(set(shown.values())) == 4
+        assert (question.subject, question.split, question.relation) == ("Mary Lee", "forget", "sport")
         orders.add(tuple(shown.values()))
     assert len(orders) > 15
     assert MARY.multiple_choice(3) == MARY.multiple_choice(3)
@@ -217,12 +217,13 @@ def facts(draw: st.DrawFn, *, depth: int = 1, split: str | None = None) -> Fact:
 
 
 @given(facts())
+@settings(max_examples=40)
 def test_a_fact_survives_its_record(fact: Fact) -> None:
     assert Fact.from_record(fact.to_record()) == fact
 
 
 @given(st.lists(facts(split="test"), max_size=3), st.lists(words, max_size=3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_json_lines_keep_everything(tmp_path_factory: Any, several: list[Fact], text: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "facts.jsonl"
     collection = Facts(several, text=text, name="x")
@@ -232,6 +233,7 @@ def test_json_lines_keep_everything(tmp_path_factory: Any, several: list[Fact], 
 
 
 @given(st.lists(facts(depth=0, split="retain"), max_size=6), st.slices(6))
+@settings(max_examples=50)
 def test_slices_are_those_of_a_list(several: list[Fact], cut: slice) -> None:
     collection = Facts(several, text=("x",))
     assert list(collection[cut]) == several[cut] and collection[cut].text == ("x",)

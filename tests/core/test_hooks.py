@@ -54,8 +54,8 @@ def places(draw: st.DrawFn) -> tuple[Any, int, int]:
 
 @settings(max_examples=60, deadline=None)
 @given(places(), st.sampled_from([None, 0, 2, -1]))
-def test_patch_writes_exactly_where_it_is_told(place: tuple[Any, int, int], index: int | None) -> None:
-    at, batch, pos = place
+def test_patch_writes_exactly_where_it_is_told(selection: tuple[Any, int, int], index: int | None) -> None:
+    at, batch, pos = selection
     activation, source = torch.zeros(batch, pos, 3, 2), torch.ones(batch, pos, 3, 2)
     expected = chosen(at, batch, pos)[:, :, None, None].expand(batch, pos, 3, 2).clone()
     if index is not None:
@@ -65,8 +65,10 @@ def test_patch_writes_exactly_where_it_is_told(place: tuple[Any, int, int], inde
 
 @settings(max_examples=30, deadline=None)
 @given(places())
-def test_noise_steering_and_ablation_leave_other_positions_bit_identical(place: tuple[Any, int, int]) -> None:
-    at, batch, pos = place
+def test_noise_steering_and_ablation_leave_other_positions_bit_identical(
+    selection: tuple[Any, int, int],
+) -> None:
+    at, batch, pos = selection
     activation = torch.randn(batch, pos, 5)
     mask = chosen(at, batch, pos)
     for hook in (
@@ -115,12 +117,12 @@ def test_gradients_flow_through_what_a_hook_leaves_alone() -> None:
 
 
 def test_hooks_are_plain_tuples_that_mix_with_a_users_own(llama: HookedModel) -> None:
-    tokens, store, seen = torch.tensor([[0, 5, 6, 7]]), dict[str, Tensor](), list[Any]()
+    tokens, store, outputs = torch.tensor([[0, 5, 6, 7]]), dict[str, Tensor](), list[Any]()
     name = "blocks.1.hook_mlp_out"
     clean = llama.run_with_hooks(tokens, fwd_hooks=[cache(name, store)])
-    own = (name, lambda activation, hook: seen.append(activation.clone()))
-    again = llama.run_with_hooks(tokens, fwd_hooks=[ablate(name), patch(name, store), own])
-    assert torch.equal(clean, again) and torch.equal(seen[0], store[name])
+    recording = (name, lambda activation, hook: outputs.append(activation.clone()))
+    again = llama.run_with_hooks(tokens, fwd_hooks=[ablate(name), patch(name, store), recording])
+    assert torch.equal(clean, again) and torch.equal(outputs[0], store[name])
     assert not torch.equal(clean, llama.run_with_hooks(tokens, fwd_hooks=[ablate(name)]))
 
 
@@ -164,24 +166,24 @@ def test_an_unknown_ablation_is_an_error() -> None:
 
 @torch.no_grad()
 def test_the_middle_of_a_block_is_written_into_the_stream_itself(llama: HookedModel) -> None:
-    tokens, seen = torch.tensor([[0, 5, 6, 7], [0, 8, 9, 4]]), dict[str, Tensor]()
+    tokens, states = torch.tensor([[0, 5, 6, 7], [0, 8, 9, 4]]), dict[str, Tensor]()
     at = torch.tensor([[False, True, True, False], [False, False, False, True]])
-    wanted = torch.randn(2, 4, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    written = torch.randn(2, 4, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
     points = [f"blocks.0.hook_{kind}" for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post")]
-    reading = [cache(name, seen) for name in points]
-    llama.run_with_hooks(tokens, fwd_hooks=[*patch_middle(0, wanted, at=at), *reading])
-    before, attention, mlp, after = (seen[name] for name in points)
-    torch.testing.assert_close((before + attention)[at], wanted[at])
-    torch.testing.assert_close(after[at], (wanted + mlp)[at])
+    reading = [cache(name, states) for name in points]
+    llama.run_with_hooks(tokens, fwd_hooks=[*patch_middle(0, written, at=at), *reading])
+    before, attention, mlp, after = (states[name] for name in points)
+    torch.testing.assert_close((before + attention)[at], written[at])
+    torch.testing.assert_close(after[at], (written + mlp)[at])
     _, clean = llama.run_with_cache(tokens)
     assert torch.equal(attention[~at], clean["blocks.0.hook_attn_out"][~at])
 
 
 def test_a_middle_that_is_not_there_or_does_not_fit_is_an_error(llama: HookedModel) -> None:
     tokens = torch.tensor([[0, 5, 6]])
-    for source, said in (
+    for source, message in (
         (dict[str, Tensor](), "patch of 'blocks.1.hook_resid_mid' found no entry"),
         (torch.zeros(1, 2, llama.cfg.d_model), r"patch of 'blocks.1.hook_resid_mid' has shape \(1, 2, "),
     ):
-        with pytest.raises(HookError, match=said):
+        with pytest.raises(HookError, match=message):
             llama.run_with_hooks(tokens, fwd_hooks=patch_middle(1, source))

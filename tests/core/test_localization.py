@@ -57,11 +57,11 @@ class TestAlgebra:
         assert SITES.size(a | b) + SITES.size(a & b) == SITES.size(a) + SITES.size(b)
 
     def test_membership_takes_strings(self) -> None:
-        found: Any = Localization(["L3.mlp"])
-        assert "L3.mlp" in found
-        assert "L4.mlp" not in found
+        mlps: Any = Localization(["L3.mlp"])
+        assert "L3.mlp" in mlps
+        assert "L4.mlp" not in mlps
         with pytest.raises(SiteError, match=r"'L3\.mpl' is not a site"):
-            assert "L3.mpl" in found
+            assert "L3.mpl" in mlps
 
     def test_nothing_can_be_assigned(self) -> None:
         with pytest.raises(AttributeError):
@@ -85,7 +85,7 @@ class TestDisjoint:
             assert not clash
 
     @pytest.mark.parametrize(
-        ("whole", "part", "remedy"),
+        ("coarse", "fine", "remedy"),
         [
             ("L3.mlp", "L3.mlp.neuron[7]", r'bring both to one grain with .refine\("neuron", hm.sites\)'),
             ("L3.attn", "L3.head[2]", r'bring both to one grain with .refine\("head", hm.sites\)'),
@@ -95,10 +95,10 @@ class TestDisjoint:
             ("L3.head[2]", "L3.head[2].q", "keep one"),
         ],
     )
-    def test_overlapping_sites_are_named_with_the_remedy(self, whole: str, part: str, remedy: str) -> None:
-        message = f"{whole} and {part} share weights; {remedy}".replace("[", r"\[")
+    def test_overlapping_sites_are_named_with_the_remedy(self, coarse: str, fine: str, remedy: str) -> None:
+        message = f"{coarse} and {fine} share weights; {remedy}".replace("[", r"\[")
         with pytest.raises(LocalizationError, match=message):
-            Localization([part, whole])
+            Localization([fine, coarse])
 
     @pytest.mark.parametrize("operator", ["__and__", "__or__", "__sub__", "__xor__", "isdisjoint"])
     def test_operands_of_different_grain_are_refused(self, operator: str) -> None:
@@ -123,12 +123,12 @@ class TestDisjoint:
 class TestRefine:
     @given(localizations)
     @settings(max_examples=10, deadline=None)
-    def test_refining_keeps_all_but_the_output_biases(self, found: Localization) -> None:
+    def test_refining_keeps_all_but_the_output_biases(self, components: Localization) -> None:
         bare = model_sites(bias=False)
         for grain in ("head", "neuron"):
-            assert bare.size(found.refine(grain, bare)) == bare.size(found)
-            biases = 64 * sum(site.kind == {"head": "attn", "neuron": "mlp"}[grain] for site in found)
-            assert SITES.size(found.refine(grain, SITES)) == SITES.size(found) - biases
+            assert bare.size(components.refine(grain, bare)) == bare.size(components)
+            biases = 64 * sum(site.kind == {"head": "attn", "neuron": "mlp"}[grain] for site in components)
+            assert SITES.size(components.refine(grain, SITES)) == SITES.size(components) - biases
 
     def test_heads_bring_their_groups_under_grouped_queries(self) -> None:
         grouped = model_sites(GROUPED, bias=False)
@@ -137,9 +137,9 @@ class TestRefine:
         assert grouped.size(refined) == grouped.size([Site("attn", 1)])
 
     def test_parts_stay_as_they_are(self) -> None:
-        found = Localization(["L1.mlp.in", "L1.head[0].q", "embed"], source="by hand")
-        assert found.refine("neuron", SITES).refine("head", SITES) == found
-        assert found.refine("neuron", SITES).source == "by hand"
+        parts = Localization(["L1.mlp.in", "L1.head[0].q", "embed"], source="by hand")
+        assert parts.refine("neuron", SITES).refine("head", SITES) == parts
+        assert parts.refine("neuron", SITES).source == "by hand"
 
     def test_an_unknown_grain_is_refused(self) -> None:
         # Unwrapped, because the shape checks of this test run would refuse the argument first.
@@ -152,11 +152,11 @@ class TestRefine:
 class TestFiles:
     @given(st.one_of(localizations, fine), st.text())
     @settings(max_examples=25)
-    def test_what_is_saved_is_loaded(self, found: Localization, source: str) -> None:
+    def test_what_is_saved_is_loaded(self, localization: Localization, source: str) -> None:
         path = Path("found.json")
-        Localization(found, source=source).save(path)
+        Localization(localization, source=source).save(path)
         again = Localization.load(str(path))
-        assert (again, again.source) == (found, source)
+        assert (again, again.source) == (localization, source)
 
     @pytest.fixture(autouse=True, scope="class")
     def _in_a_folder_of_its_own(self, tmp_path_factory: pytest.TempPathFactory) -> Any:

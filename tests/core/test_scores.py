@@ -63,9 +63,9 @@ class TestLabels:
         assert Scores.of(values, MLPS[:2]).values.values.tolist() == [0.5, 0.25]
 
     def test_values_are_copied_and_frozen(self) -> None:
-        given_array = np.zeros(2)
-        scores = Scores.of(given_array, MLPS[:2])
-        given_array[0] = 1
+        array = np.zeros(2)
+        scores = Scores.of(array, MLPS[:2])
+        array[0] = 1
         assert scores.values.values.tolist() == [0, 0]
         with pytest.raises(ValueError, match="read-only"):
             scores.values.values[0] = 1

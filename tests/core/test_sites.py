@@ -83,14 +83,14 @@ class TestSite:
         assert [str(site) for site in sorted(map(Site.parse, reversed(order)))] == order
 
     @given(weight_sites, weight_sites)
-    def test_sharing_weights_is_mutual(self, one: Site, other: Site) -> None:
-        assert one.overlaps(one)
-        assert one.overlaps(other) == other.overlaps(one)
-        if one.layer != other.layer:
-            assert not one.overlaps(other)
+    def test_sharing_weights_is_mutual(self, first: Site, second: Site) -> None:
+        assert first.overlaps(first)
+        assert first.overlaps(second) == second.overlaps(first)
+        if first.layer != second.layer:
+            assert not first.overlaps(second)
 
     @pytest.mark.parametrize(
-        ("one", "other", "shared"),
+        ("first", "second", "shared"),
         [
             ("L3.mlp", "L3.mlp.neuron[7]", True),
             ("L3.mlp.in", "L3.mlp.neuron[7]", True),
@@ -108,8 +108,8 @@ class TestSite:
             ("L3.resid_pre", "L3.resid_pre", False),
         ],
     )
-    def test_sites_overlap_when_a_weight_is_in_both(self, one: str, other: str, shared: bool) -> None:
-        assert Site.parse(one).overlaps(Site.parse(other)) is shared
+    def test_sites_overlap_when_a_weight_is_in_both(self, first: str, second: str, shared: bool) -> None:
+        assert Site.parse(first).overlaps(Site.parse(second)) is shared
 
     @pytest.mark.parametrize("part", ["k", "v"])
     def test_the_keys_or_the_values_of_a_group_are_a_site(self, part: str) -> None:

@@ -44,9 +44,9 @@ def test_ninety_five_intervals_in_a_hundred_hold_the_truth() -> None:
 
 def test_blocks_change_nothing_but_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=50)
-    whole = bootstrap_interval(values, seed=3)
+    at_once = bootstrap_interval(values, seed=3)
     monkeypatch.setattr(statistics, "_BLOCK", 500)
-    assert bootstrap_interval(values, seed=3) == whole
+    assert bootstrap_interval(values, seed=3) == at_once
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30), st.integers(0, 2**32))

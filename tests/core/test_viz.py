@@ -58,7 +58,7 @@ class TestHeatmap:
     def test_of_very_many_labels_some_are_written(self) -> None:
         axis = matrix_plot(np.zeros((1, 200)), rows=["L0"], cols=[str(i) for i in range(200)]).layout.xaxis
         assert len(axis.tickvals) == 40
-        assert all(str(place) == text for place, text in zip(axis.tickvals, axis.ticktext, strict=True))
+        assert all(str(tick) == text for tick, text in zip(axis.tickvals, axis.ticktext, strict=True))
 
     def test_the_unit_stands_beside_the_colours(self) -> None:
         figure = matrix_plot(np.ones((3, 4)), rows=ROWS, cols=TOKENS, title="Trace", unit="probability")

@@ -55,7 +55,7 @@ def outcomes(
 
 
 def chosen(hm: mu.HookedModel, rates: list[float]) -> choosing.Choice:
-    grid = [Recipe(INJECT, steps=1, lr=lr, stop=mu.Stop(goal=0.9, keep=0.8)) for lr in rates]
+    grid = [Recipe(INJECT, steps=1, lr=lr, stop=mu.Stop(goal=0.9, min_retention=0.8)) for lr in rates]
     return choose(hm, mu.Localization(["L0.mlp"]), grid, mu.Facts())
 
 

@@ -117,7 +117,7 @@ def test_rows_at_the_same_sites_are_not_told_apart() -> None:
 
 
 def test_rows_short_of_the_goal_are_named_with_what_they_reached() -> None:
-    goal = f"({STOP.goal:.0%} new answers on validation phrasings, {STOP.keep:.0%} retained)"
+    goal = f"({STOP.goal:.0%} new answers on validation phrasings, {STOP.min_retention:.0%} retained)"
     assert words.sentences(lines())[0] == f"Every edit reached the goal {goal}."
     short = [job(RANDOM, success=0.5), job(RANDOM, draw=1, retention=0.9)]
     said = words.sentences(lines(**{RANDOM: short}))[0]

@@ -14,6 +14,7 @@ from mechunlearn import world
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.edits import Edit
+from mechunlearn.editing.edits.recipes import Optimizer
 from mechunlearn.editing.objectives.ascent import GradientAscent, GradientDifference
 from mechunlearn.editing.objectives.distillation import CEU, UNDIAL
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
@@ -74,7 +75,9 @@ def moved_outside(hm: HookedModel, fitted: Edit) -> list[str]:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_moves_its_place_and_nothing_else(llama: HookedModel, method: str, place: str) -> None:
-    fitted = fit(llama, *PLACES[place], objective=METHODS[method], weight_decay=0.1, lr=0.01)
+    fitted = fit(
+        llama, *PLACES[place], objective=METHODS[method], optimizer=Optimizer(weight_decay=0.1), lr=0.01
+    )
     assert moved_outside(llama, fitted) == []
     assert any(bool(delta.values.any()) for delta in fitted.deltas)
 
@@ -131,7 +134,7 @@ def test_every_method_makes_the_old_answer_less_probable(four: Facts, method: st
         four,
         steps=16,
         lr=lr,
-        schedule="constant",
+        optimizer=Optimizer(schedule="constant"),
         stop=None,
         progress=False,
     )

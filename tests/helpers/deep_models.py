@@ -58,5 +58,5 @@ def naive_gradients(hm: HookedModel, facts: Facts) -> dict[str, Tensor]:
     for parameter in hm.params.values():
         assert parameter.requires_grad
     loss: Any = sum(mean_nll(hm, pairs) for pairs in spoken_parts(facts).values())
-    found = torch.autograd.grad(loss, list(hm.params.values()))
-    return dict(zip(hm.params, found, strict=True))
+    gradients = torch.autograd.grad(loss, list(hm.params.values()))
+    return dict(zip(hm.params, gradients, strict=True))

@@ -162,8 +162,8 @@ class Twin:
         ]
         with torch.enable_grad():
             logits = self.bridge.run_with_hooks(self.rows[word].tokens, fwd_hooks=[*hooks, *starts, *readers])
-            (found,) = torch.autograd.grad(answer_logprob(logits, self.rows[word].labels).sum(), masks)
-        return torch.where(self.exists(), found, torch.nan)
+            (gradients,) = torch.autograd.grad(answer_logprob(logits, self.rows[word].labels).sum(), masks)
+        return torch.where(self.exists(), gradients, torch.nan)
 
     def write(self, sender: str, mask: Tensor, clean: Any, corrupt: Any, point: Any) -> Any:
         """What a sender writes beyond its write at a point, at a mask."""

@@ -14,9 +14,10 @@ from helpers.patching_twin import AllLogits, Prompt, logits, ragged, values, wri
 from helpers.patching_twin import full_softmax as full_softmax
 from helpers.tiny_models import VOCAB, hf_model, memory_tokenizer
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.localization.engine.patches import Patches, writes_of
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 LENGTHS = (7, 20, 1)
@@ -32,20 +33,20 @@ def wide(family: str) -> HookedModel:
 
 
 def tiers(hm: HookedModel, **options: Any) -> list[Engine]:
-    """Every way of running: part by part, block by block, and complete hooked runs."""
+    """Every way of running: fused blocks, the bridge's blocks, and complete hooked runs."""
     return [Engine(hm, *why, **options) for why in (("", ""), ("", "asked"), ("asked", "asked"))]
 
 
 def prompts(seed: int, lengths: Sequence[int] = LENGTHS, shared: int = 0) -> list[Tensor]:
     """Random tokens per row, the first of which do not depend on the seed."""
-    found = []
+    rows = []
     for row, length in enumerate(lengths):
         drawn = [
             torch.randint(2, VOCAB, (1, length), generator=torch.Generator().manual_seed(s + row))
             for s in (0, seed)
         ]
-        found.append(torch.where(torch.arange(length) < min(shared, length - 1), drawn[0], drawn[1]))
-    return found
+        rows.append(torch.where(torch.arange(length) < min(shared, length - 1), drawn[0], drawn[1]))
+    return rows
 
 
 def some_sites(hm: HookedModel) -> list[tuple[Site, ...]]:
@@ -64,7 +65,7 @@ def some_sites(hm: HookedModel) -> list[tuple[Site, ...]]:
         (Site(keys, 0, 0, "k"), Site(keys, 0, 0, "v"), Site("pattern", last, 0), Site("neuron", last, 1)),
         (Site("resid_pre", 0), Site("resid_pre", last)),
     ]
-    if hm.arch.architecture != "GPTNeoXForCausalLM":
+    if not hm.arch.parallel:
         mids = [Site("resid_mid", layer) for layer in (0, last)]
         sets += [
             *((mid,) for mid in mids),
@@ -101,28 +102,28 @@ class Setup:
             prompts(100, lengths, shared=2 if min(lengths) < 9 else 0),
         )
         table = [writes_of(hm, sites) for sites in interventions]
-        jobs = Jobs.grid(table, some_places(lengths))
-        order = torch.randperm(len(jobs), generator=torch.Generator().manual_seed(0))
-        self.jobs = jobs.pick(order[: int(share * len(jobs))])
-        self.run = capture(hm, ragged(self.own), keep=self.jobs.names)
-        self.source = activations(hm, ragged(self.others), self.jobs.names)
+        patches = Patches.grid(table, some_places(lengths))
+        order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))
+        self.patches = patches.pick(order[: int(share * len(patches))])
+        self.run = cached_run(hm, ragged(self.own), self.patches.names)
+        self.source = activations(hm, ragged(self.others), self.patches.names)
         size = torch.tensor(lengths)
         self.read = AllLogits.at(hm, torch.stack([size - 1, size // 2], dim=1))
 
-    def sweep(self, engine: Engine, jobs: Jobs | None = None) -> Tensor:
-        return engine.sweep(self.run, self.source, jobs or self.jobs, self.read)
+    def sweep(self, engine: Engine, patches: Patches | None = None) -> Tensor:
+        return engine.sweep(self.run, self.source, patches or self.patches, self.read)
 
     def twin(self) -> Tensor:
         """Each job by itself, in a complete run of its own prompt."""
         given = [values(self.hm, Prompt(prompt)) for prompt in self.others]
-        found = []
+        results = []
         for i, row, where in zip(
-            self.jobs.intervention, self.jobs.row.tolist(), self.jobs.where, strict=True
+            self.patches.intervention, self.patches.row.tolist(), self.patches.where, strict=True
         ):
             changes = writes(self.hm, self.interventions[int(i)], given[row], where.nonzero()[:, 0])
             run = logits(self.hm, Prompt(self.own[row]), changes)
-            found.append(run[self.read.positions[row]].flatten())
-        return torch.stack(found)
+            results.append(run[self.read.positions[row]].flatten())
+        return torch.stack(results)
 
 
 @cache

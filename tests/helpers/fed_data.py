@@ -45,10 +45,10 @@ def feed(
         requests,
         facts,
         frozen={name: hm.params[name].detach() for name in names},
-        room=CacheBudget(memory, 0, None),
+        budget=CacheBudget(memory, 0, None),
         batch_size=batch_size,
         seed=seed,
-        parts=parts,
+        micro_batches=parts,
         corpus=corpus,
     )
 

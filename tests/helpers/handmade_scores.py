@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mechunlearn.core.scores.scores import Scores
+from mechunlearn.core.sites.model_sites import ModelSites, Shape
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites, Shape
 
 LAYERS = 8
 MLPS = [Site("mlp", layer) for layer in range(LAYERS)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.model_sites import ModelSites, Shape
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites, Shape
 
 SHAPE = Shape(n_layers=8, n_heads=8, n_kv_heads=8, d_mlp=64, gated=True)
 GROUPED = Shape(n_layers=4, n_heads=8, n_kv_heads=2, d_mlp=96, gated=False)
@@ -16,7 +16,7 @@ def model_sites(shape: Shape = SHAPE, *, d_model: int = 64, bias: bool = True) -
     """A model on paper: every weight of a real one counted, with its biases."""
     d_head, matrices = d_model // shape.n_heads, 3 if shape.gated else 2
     query = d_head * (d_model + bias)
-    own = 1 if shape.grouped else 3
+    projections = 1 if shape.grouped else 3
     part = {"q": query, "k": query, "v": query, "o": d_head * d_model}
     heads = shape.n_heads * (query + part["o"]) + 2 * shape.n_kv_heads * query
     neuron = matrices * d_model + (matrices - 1) * bias
@@ -24,7 +24,7 @@ def model_sites(shape: Shape = SHAPE, *, d_model: int = 64, bias: bool = True) -
 
     def counts(site: Site) -> int:
         if site.kind == "head":
-            return part[site.part] if site.part else own * query + part["o"]
+            return part[site.part] if site.part else projections * query + part["o"]
         if site.kind == "mlp" and site.part:
             return mlp_part.get(site.part, shape.d_mlp * (d_model + bias))
         return {

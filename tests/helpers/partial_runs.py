@@ -13,9 +13,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from helpers.deep_models import DEEP, deep_model
 from mechunlearn.editing.edits.edits import Edit
+from mechunlearn.editing.edits.recipes import Optimizer
 from mechunlearn.models.hooked import HookedModel
 
-STEP: dict[str, Any] = {"steps": 1, "lr": 1.0, "optimizer": "SGD", "schedule": "constant"}
+STEP: dict[str, Any] = {"steps": 1, "lr": 1.0, "optimizer": Optimizer("SGD", schedule="constant")}
 
 
 @cache

@@ -81,17 +81,17 @@ def hooked(hm: HookedModel, changes: Iterable[tuple[str, Change]]) -> Iterator[N
 def logits(hm: HookedModel, prompt: Prompt, changes: Iterable[tuple[str, Change]] = ()) -> Tensor:
     """All logits [pos d_vocab] of one prompt with changes on the way, in order."""
     with hooked(hm, [*prompt.changes(), *changes]):
-        found: Tensor = hm.bridge(prompt.tokens)[0]
-    return found
+        result: Tensor = hm.bridge(prompt.tokens)[0]
+    return result
 
 
 def values(hm: HookedModel, prompt: Prompt, changes: Iterable[tuple[str, Change]] = ()) -> dict[str, Tensor]:
     """Every activation a site may mean, by name; ``resid_mid`` is the true stream, summed up."""
-    found: dict[str, Tensor] = {}
+    states: dict[str, Tensor] = {}
 
     def keep(name: str) -> tuple[str, Change]:
         def read(x: Tensor) -> Tensor:
-            found[name] = x.clone()
+            states[name] = x.clone()
             return x
 
         return name, read
@@ -100,9 +100,9 @@ def values(hm: HookedModel, prompt: Prompt, changes: Iterable[tuple[str, Change]
     logits(hm, prompt, [*changes, *(keep(f"blocks.{layer}.{p}") for layer in layers for p in points)])
     for layer in layers:
         block = f"blocks.{layer}."
-        middle = found[f"{block}hook_resid_pre"] + found[f"{block}hook_attn_out"]
-        found[point(Site("resid_mid", layer))] = middle
-    return found
+        middle = states[f"{block}hook_resid_pre"] + states[f"{block}hook_attn_out"]
+        states[point(Site("resid_mid", layer))] = middle
+    return states
 
 
 def writes(
@@ -220,7 +220,7 @@ class FactTwin:
         """
         sets, answers = list(sets), [fact.answer for fact in self.facts]
         count = max(len(self.places(f, word, positions)) for f, word in enumerate(answers))
-        found = torch.full((len(answers), len(sets), count, len(metrics)), torch.nan, dtype=torch.float64)
+        effects = torch.full((len(answers), len(sets), count, len(metrics)), torch.nan, dtype=torch.float64)
         for f, word in enumerate(answers):
             before = [
                 self.score(f, metric, cache(lambda w, f=f: logits(self.hm, run(f, w)))) for metric in metrics
@@ -234,10 +234,10 @@ class FactTwin:
 
                 once = cache(patched)
                 after = [self.score(f, metric, once) for metric in metrics]
-                found[f, s, place] = torch.tensor(after, dtype=found.dtype) - torch.tensor(
-                    before, dtype=found.dtype
+                effects[f, s, place] = torch.tensor(after, dtype=effects.dtype) - torch.tensor(
+                    before, dtype=effects.dtype
                 )
-        return found
+        return effects
 
     def score(self, f: int, metric: Any, run: Callable[[str], Tensor]) -> float:
         """A metric of a fact, given the logits of the run with each word."""
@@ -259,11 +259,11 @@ class FactTwin:
         clean = logits(self.hm, self.prompt(f, fact.answer))[end].double().log_softmax(-1)
         return float((clean.exp() * (clean - own[end].double().log_softmax(-1))).sum())
 
-    def logprob(self, f: int, word: str, found: Tensor) -> float:
+    def logprob(self, f: int, word: str, logits: Tensor) -> float:
         """The log-probability of a whole word."""
         row = self.row(f, word)
         ids, end = row.tokens[0, int(row.end) + 1 :], int(row.end)
-        return float(found[end : end + len(ids)].double().log_softmax(-1).gather(1, ids[:, None]).sum())
+        return float(logits[end : end + len(ids)].double().log_softmax(-1).gather(1, ids[:, None]).sum())
 
 
 def ragged(prompts: Sequence[Tensor]) -> Batch:
@@ -288,7 +288,7 @@ class AllLogits:
 
     positions: Tensor
     width: int
-    whole: bool = True
+    all_logits: bool = True
 
     @classmethod
     def at(cls, hm: HookedModel, positions: Tensor) -> AllLogits:

@@ -15,11 +15,12 @@ from helpers import tiny_models
 from helpers.patching_twin import AllLogits, Change, Prompt, logits, ragged, values, writes
 from helpers.tiny_models import VOCAB, hf_model, memory_tokenizer
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.block_functions import BlockFunctions
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.path_patching.paths import Route
-from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.localization.path_patching.paths import Paths
+from mechunlearn.localization.path_patching.sweep import PathTask, path_sweep
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 LENGTHS = (6, 3)
@@ -45,7 +46,7 @@ def deep(family: str) -> HookedModel:
 def receiver_sets(hm: HookedModel) -> list[list[str] | None]:
     """Every kind of receiver, with others in the same layer and in others, and values alone."""
     keys = "kv" if hm.arch.shape.grouped else "head"
-    middle = [] if hm.arch.architecture == "GPTNeoXForCausalLM" else ["L2.resid_mid"]
+    middle = [] if hm.arch.parallel else ["L2.resid_mid"]
     return [
         None,
         ["L2.head[3].q", f"L2.{keys}[1].v", f"L3.{keys}[0].k"],
@@ -66,14 +67,14 @@ class Twin:
         self.here, self.there = self.seen(own), self.seen(other)
 
     def seen(self, prompt: Prompt) -> dict[str, Tensor]:
-        found = values(self.hm, prompt, self.extra)
+        states = values(self.hm, prompt, self.extra)
 
         def keep(x: Tensor) -> Tensor:
-            found["hook_embed"] = x
+            states["hook_embed"] = x
             return x
 
         logits(self.hm, prompt, [("hook_embed", keep)])
-        return found
+        return states
 
     def held(self, sender: Site, mlps: str, at: Sequence[int]) -> list[tuple[str, Change]]:
         """All heads as they are, MLPs too unless recomputed, and the sender as in the other run."""
@@ -143,26 +144,26 @@ class Setup:
         self.where = (torch.arange(max(lengths)) < size[:, None])[None].clone()
         self.where[0, 0, 1 : lengths[0] - 1] = False
 
-    def sweep(self, route: Route, *, budget: int | None = None, same: bool = False) -> Tensor:
-        run = capture(self.hm, ragged(self.own), keep=route.kept_by_run(Parts.of(self.hm)))
-        source = activations(self.hm, ragged(self.own if same else self.others), route.kept_by_source())
-        sending = Sending(run, source, torch.arange(len(self.own)), self.where, self.read)
-        return path_sweep(Engine.of(self.hm, budget=budget), route, sending)[:, 0]
+    def sweep(self, paths: Paths, *, budget: int | None = None, same: bool = False) -> Tensor:
+        run = cached_run(self.hm, ragged(self.own), paths.run_names(BlockFunctions.of(self.hm)))
+        source = activations(self.hm, ragged(self.own if same else self.others), paths.source_names())
+        task = PathTask(run, source, torch.arange(len(self.own)), self.where, self.read)
+        return path_sweep(Engine.of(self.hm, budget=budget), paths, task)[:, 0]
 
     def twins(self, extra: Sequence[tuple[str, Change]] = ()) -> list[Twin]:
         pairs = zip(self.own, self.others, strict=True)
         return [Twin(self.hm, Prompt(own), Prompt(other), extra) for own, other in pairs]
 
     def agree(
-        self, twins: Sequence[Twin], route: Route, receivers: Sequence[str] | None, *found: Tensor
+        self, twins: Sequence[Twin], paths: Paths, receivers: Sequence[str] | None, *actual: Tensor
     ) -> None:
         """Compare senders with the twin, each in one of the prompts."""
-        for s, sender in enumerate(route.senders):
+        for s, sender in enumerate(paths.senders):
             row = s % 2
-            wanted = twins[row].run(
-                sender, receivers, route.mlps, self.where[0, row].nonzero()[:, 0].tolist()
+            expected = twins[row].run(
+                sender, receivers, paths.mlps, self.where[0, row].nonzero()[:, 0].tolist()
             )
-            for each in found:
+            for each in actual:
                 torch.testing.assert_close(
-                    each[s, row], wanted[self.read.positions[row]].flatten(), rtol=0.0, atol=1e-10
+                    each[s, row], expected[self.read.positions[row]].flatten(), rtol=0.0, atol=1e-10
                 )

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,10 +22,10 @@ from helpers.small_facts import FACTS, fit
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.editing.edits.recipes import Stop
+from mechunlearn.editing.edits.recipes import Optimizer, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
 from mechunlearn.editing.objectives.reading import Outputs, Request, State
-from mechunlearn.editing.training.activation_cache import CacheLimits
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.models.hooked import HookedModel
 
 MANY = Facts(
@@ -88,17 +88,23 @@ class Turning:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "adam": {"objective": Inject(), "stop": Stop(1.0, 1.0, every=2), "warmup": 2, "clip": 1.0},
-    "state": {"objective": Drifting(), "micro_batches": 2, "seed": 3},
-    "sgd": {"objective": Inject(text=0.0), "optimizer": "SGD", "keep": CacheLimits(memory=20_000)},
+    "adam": {
+        "objective": Inject(),
+        "stop": Stop(1.0, 1.0, every=2),
+        "optimizer": Optimizer(warmup=2, clip=1.0),
+    },
+    "state": {"objective": Drifting(), "optimizer": Optimizer(micro_batches=2), "seed": 3},
+    "sgd": {"objective": Inject(text=0.0), "optimizer": Optimizer("SGD"), "limits": Limits(memory=20_000)},
 }
 STEPS, EVERY, KILLED = 9, 2, 5
 
 
-def train(hm: HookedModel, name: str, folder: Path | None, **options: Any) -> Edit:
+def train(hm: HookedModel, name: str, folder: Path | None, *, every: int = EVERY, **options: Any) -> Edit:
     """One of the runs; its batches are smaller than the sets."""
-    given = {"steps": STEPS, "lr": 0.01, "batch_size": 3, "facts": MANY, "checkpoint": folder}
-    return fit(hm, "L2.mlp", "L3.head[1]", **{**given, "checkpoint_every": EVERY, **RUNS[name], **options})
+    common = {"steps": STEPS, "lr": 0.01, "facts": MANY, "checkpoint": folder, "limits": Limits()}
+    chosen = {**common, **RUNS[name], **options}
+    chosen["limits"] = replace(chosen["limits"], batch_size=3, checkpoint_every=every)
+    return fit(hm, "L2.mlp", "L3.head[1]", **chosen)
 
 
 def kill(step: int, terms: Mapping[str, float]) -> None:

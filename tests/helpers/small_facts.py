@@ -34,8 +34,8 @@ FACTS = Facts([*FORGET, *RETAIN, *TEST], text=TEXT)
 def fit(hm: HookedModel, *sites: str, objective: Any = None, facts: Facts = FACTS, **options: Any) -> Edit:
     """Fit an edit of two large steps, unless told otherwise."""
     chosen = {"steps": 2, "lr": 0.05, "stop": None, "progress": False, **options}
-    place = Localization(sites or ("L0.mlp",))
-    return edit(hm, place, objective or objectives.Inject(), facts, **chosen)
+    localization = Localization(sites or ("L0.mlp",))
+    return edit(hm, localization, objective or objectives.Inject(), facts, **chosen)
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -61,11 +61,11 @@ def unchecked() -> Iterator[None]:
 def made(hm: HookedModel, *sites: str, seed: int = 0, **fields: Any) -> Edit:
     """An edit of random deltas, without any training."""
     random = torch.Generator().manual_seed(seed)
-    place = Localization(sites)
+    localization = Localization(sites)
     deltas = []
-    for part in hm.slices(place):
-        whole = hm.params[part.name]
-        values = torch.randn(part.shape(whole.shape), generator=random, dtype=torch.float64)
-        deltas.append(Delta(part, 0.1 * values.to(torch.promote_types(whole.dtype, torch.float32))))
+    for part in hm.slices(localization):
+        weight = hm.params[part.name]
+        values = torch.randn(part.shape(weight.shape), generator=random, dtype=torch.float64)
+        deltas.append(Delta(part, 0.1 * values.to(torch.promote_types(weight.dtype, torch.float32))))
     shapes = {d.slice.name: tuple(hm.params[d.slice.name].shape) for d in deltas}
-    return Edit(tuple(deltas), place, shapes, **fields)
+    return Edit(tuple(deltas), localization, shapes, **fields)

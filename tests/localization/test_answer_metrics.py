@@ -16,9 +16,9 @@ from torch import Tensor
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.localization.answer_tokens import contrast
-from mechunlearn.localization.engine.cached_run import capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.readout import Final
+from mechunlearn.localization.engine.readout import FinalStates
 from mechunlearn.localization.patching.answer_metrics import (
     Measure,
     Metric,
@@ -56,7 +56,7 @@ def test_every_metric_of_a_run_is_what_its_definition_gives(family: str, facts: 
     hm, twin = wide(family), FactTwin(wide(family), facts, OTHERS)
     metrics: tuple[Metric, ...] = (*METRICS, last_logit)
     asked = answer_rows(hm, facts, words_of(facts, metrics))
-    run = capture(hm, asked.batch)
+    run = cached_run(hm, asked.batch)
     measure = Measure(asked, metrics).against(hm, run)
     rows = Engine(hm).baseline(run, measure)
     found = torch.zeros(len(facts), len(metrics), dtype=torch.float64).index_add_(0, asked.fact, rows)
@@ -70,13 +70,13 @@ def test_every_metric_of_a_run_is_what_its_definition_gives(family: str, facts: 
 def test_a_difference_of_single_tokens_reads_columns_and_nothing_else() -> None:
     hm = wide("gemma2")
     asked = answer_rows(hm, SHORT, words_of(SHORT, METRICS[:1]))
-    run, measure = capture(hm, asked.batch), Measure(asked, ("logit_diff",))
-    final = Final(
+    run, measure = cached_run(hm, asked.batch), Measure(asked, ("logit_diff",))
+    final = FinalStates(
         hm, run.resid[-1].gather(1, measure.positions[..., None].expand(-1, -1, run.resid[-1].shape[-1]))
     )
     rows = torch.arange(len(asked))
     by_columns = measure(final, rows)
-    assert not measure.whole and "logits" not in final.__dict__
+    assert not measure.all_logits and "logits" not in final.__dict__
     torch.testing.assert_close(
         final.columns(asked.ids)[..., 0], final.logits[:, 0].gather(1, asked.ids[..., 0].clamp(min=0))
     )
@@ -87,7 +87,7 @@ def test_a_difference_of_single_tokens_reads_columns_and_nothing_else() -> None:
 def test_a_users_hook_on_the_logits_is_heeded_by_a_difference_too() -> None:
     hm = wide("llama")
     asked = answer_rows(hm, SHORT, words_of(SHORT, METRICS[:1]))
-    run = capture(hm, asked.batch)
+    run = cached_run(hm, asked.batch)
     with hm.hooks([("unembed.hook_out", lambda x, hook: torch.tanh(x))]):
         found = Engine(hm).baseline(run, Measure(asked, METRICS[:1]))
         both = Engine(hm).baseline(run, Measure(asked, METRICS[:2]))
@@ -98,8 +98,8 @@ def test_half_precision_differences_are_summed_in_single_precision() -> None:
     hm = HookedModel.from_hf(hf_model("llama"), word_tokenizer()).to(torch.bfloat16)
     fact = Fact("w14 w15", "w14", "w24", options=tuple(f"w{i}" for i in range(24, 31)))
     asked = answer_rows(hm, [fact], words_of([fact], METRICS[:1]))
-    run, measure = capture(hm, asked.batch), Measure(asked, ("logit_diff",))
-    shown = Final(hm, run.resid[-1][:, -1:]).logits[0, 0].double()
+    run, measure = cached_run(hm, asked.batch), Measure(asked, ("logit_diff",))
+    shown = FinalStates(hm, run.resid[-1][:, -1:]).logits[0, 0].double()
     wanted = shown[24] - shown[25:31].mean()
     assert abs(float(Engine(hm).baseline(run, measure)) - wanted) < 1e-5
 
@@ -112,7 +112,7 @@ def test_a_function_is_told_which_facts_it_measures_and_cannot_disturb_the_other
         return logits.max(1).values
 
     asked = answer_rows(hm, FACTS, words_of(FACTS, ("kl",)))
-    run = capture(hm, asked.batch)
+    run = cached_run(hm, asked.batch)
     Engine(hm).baseline(run, Measure(asked, (greedy,)))
     Engine(hm).baseline(run, Measure(asked, (greedy,), numbers=(7, 5, 3, 1)))
     assert seen == [[0, 1, 2, 3], [7, 5, 3, 1]] and name_of(greedy) == "greedy"
@@ -166,4 +166,4 @@ def test_a_function_that_gives_no_number_per_row_is_an_error(
     with pytest.raises(
         ScoresError, match=f"the metric '<lambda>' gave {given} for 4 rows of logits; it must give"
     ):
-        Engine(hm).baseline(capture(hm, asked.batch), Measure(asked, (function,)))
+        Engine(hm).baseline(cached_run(hm, asked.batch), Measure(asked, (function,)))

@@ -26,12 +26,12 @@ def test_a_foil_goes_before_the_new_answer_and_that_before_the_options() -> None
 
 def test_first_tokens_are_those_that_follow_the_prompt(llama: HookedModel) -> None:
     facts = [Fact("So Bo is in", "Bo", "p", foil="a"), Fact("So Evan is", "Evan", "be", foil="pi")]
-    found = first_tokens(llama, facts, [contrast(facts[0]), {"be": 1.0}])
+    first = first_tokens(llama, facts, [contrast(facts[0]), {"be": 1.0}])
     for row, word in ((0, "p"), (1, "be")):
         batch = encode(llama, [facts[row]], answer=[word])
-        assert int(found.ids[row, 0]) == int(batch.tokens[0, int(batch.end) + 1])
-    assert found.weight.tolist() == [[1.0, -1.0], [1.0, 0.0]]
-    assert not found.whole and found.note == " (first token)"
+        assert int(first.ids[row, 0]) == int(batch.tokens[0, int(batch.end) + 1])
+    assert first.weight.tolist() == [[1.0, -1.0], [1.0, 0.0]]
+    assert not first.single and first.note == " (first token)"
     assert first_tokens(llama, facts[:1], [{"p": 1.0}]).note == ""
 
 

@@ -74,9 +74,9 @@ def test_it_equals_transformer_lens(tokenizer: Any) -> None:
             return logits[0, -1, own] - logits[0, -1, foil]
 
         # TransformerLens takes its gradient on the run it calls corrupt; ours is the clean one.
-        theirs = attribution_patch(wide.bridge, corrupt, clean, metric)
+        reference = attribution_patch(wide.bridge, corrupt, clean, metric)
         expected = dict.fromkeys(scores.sites, 0.0)
-        for node, effect in theirs.node_scores.items():
+        for node, effect in reference.node_scores.items():
             if node.kind == "attn_head_out":
                 expected[Site("head", node.layer, node.head)] += float(effect)
             elif node.kind == "mlp_out":
@@ -88,9 +88,9 @@ def test_a_planted_lookup_leads_the_mlps_and_its_carrier_the_attentions() -> Non
     scores = attribution(planted_model(), planted_facts(), progress=False)
     assert scores.only("mlp").top(1) == Localization(["L1.mlp"])
     assert scores.only("attn").top(1) == Localization(["L2.attn"])
-    found = dict(zip(map(str, scores.sites), scores.reduce().values.values.tolist(), strict=True))
-    assert all(found[site] < -0.3 for site in ("L1.mlp", "L2.attn", "L3.mlp"))
-    assert all(abs(found[site]) < 1e-6 for site in ("L0.mlp", "L0.attn", "L1.attn", "L2.mlp", "L3.attn"))
+    actual = dict(zip(map(str, scores.sites), scores.reduce().values.values.tolist(), strict=True))
+    assert all(actual[site] < -0.3 for site in ("L1.mlp", "L2.attn", "L3.mlp"))
+    assert all(abs(actual[site]) < 1e-6 for site in ("L0.mlp", "L0.attn", "L1.attn", "L2.mlp", "L3.attn"))
 
 
 def test_it_needs_and_leaves_no_gradient_on_the_weights(llama: HookedModel) -> None:

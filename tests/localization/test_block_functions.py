@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from helpers import tiny_models
 from helpers.patching_twin import full_softmax as full_softmax
 from helpers.path_twin import SENDERS, Setup, deep
 from helpers.tiny_models import VOCAB, hf_model, memory_tokenizer
 from torch import Tensor
 
-from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.path_patching.paths import Route
+from mechunlearn.localization.engine.block_functions import BlockFunctions
+from mechunlearn.localization.engine.engine import Engine
+from mechunlearn.localization.path_patching.paths import Paths
+from mechunlearn.models.activations import probe_sites
 from mechunlearn.models.hooked import HookedModel
 
 
-def test_the_parts_of_every_family_are_trusted_in_any_precision(hm: HookedModel, family: str) -> None:
+def test_the_parts_of_every_family_are_trusted_in_any_precision(hm: HookedModel) -> None:
     for model in (hm, hm.to(torch.bfloat16)):
-        assert Parts.of(model).reason == ""
-        assert Parts.of(model).parallel == (family == "neox")
+        assert BlockFunctions.of(model).reason == ""
+
+
+def test_the_loaded_model_says_whether_its_blocks_are_parallel() -> None:
+    with patch.dict(tiny_models._COMMON, use_parallel_residual=False):
+        hm = HookedModel.from_hf(hf_model("neox"), memory_tokenizer()).to(torch.float64)
+    assert not hm.arch.parallel
+    assert BlockFunctions.of(hm).reason == Engine.of(hm).reason == Engine.of(hm).slower == ""
+    assert [str(site) for site in probe_sites(hm)][1:3] == ["L0.resid_mid", "L0.resid_post"]
 
 
 @torch.no_grad()
 def test_queries_keys_values_heads_and_mlps_are_those_of_a_run(hm: HookedModel) -> None:
     tokens = torch.randint(2, VOCAB, (1, 7), generator=torch.Generator().manual_seed(0))
     _, cache = hm.run_with_cache(tokens)
-    parts, shape = Parts.of(hm), hm.arch.shape
+    functions, shape = BlockFunctions.of(hm), hm.arch.shape
     for layer in range(shape.n_layers):
         block = f"blocks.{layer}."
         stream = cache[f"{block}hook_resid_pre"][0]
         for part, unit in (("q", shape.n_heads - 1), ("k", 1), ("v", 0)):
-            wanted = cache[f"{block}attn.hook_{part}"][0, :, unit]
-            close(parts.project(layer, part, stream, (unit,))[:, 0], wanted)
+            expected = cache[f"{block}attn.hook_{part}"][0, :, unit]
+            close(functions.project(layer, part, stream, (unit,))[:, 0], expected)
         # The bias of the output is nobody's.
         z = cache[f"{block}attn.hook_z"][0]
-        out = torch.stack([parts.head(layer, h, z[:, h]) for h in range(shape.n_heads)]).sum(0)
+        out = torch.stack([functions.head(layer, h, z[:, h]) for h in range(shape.n_heads)]).sum(0)
         bias = getattr(hm.bridge.blocks[layer].attn, "b_O", None)
         out = out if bias is None else out + bias
-        close(parts.normed(layer, out), cache[f"{block}hook_attn_out"][0])
-        middle = stream if parts.parallel else stream + cache[f"{block}hook_attn_out"][0]
-        close(parts.mlp(layer, middle), cache[f"{block}hook_mlp_out"][0])
+        close(functions.post_norm(layer, out), cache[f"{block}hook_attn_out"][0])
+        middle = stream if hm.arch.parallel else stream + cache[f"{block}hook_attn_out"][0]
+        close(functions.mlp(layer, middle), cache[f"{block}hook_mlp_out"][0])
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 REASONS: Any = {
@@ -63,16 +74,16 @@ def test_a_model_with_a_part_of_its_own_is_patched_by_hooks_instead(reason: str)
     hm = HookedModel.from_hf(hf_model("llama"), memory_tokenizer()).to(torch.float64)
     # A part of the model, not a hook of TransformerLens.
     REASONS[reason](hm.bridge).register_forward_hook(twisted)
-    assert Parts.of(hm).reason == reason
+    assert BlockFunctions.of(hm).reason == reason
     setup, receivers = Setup(hm), ["L1.head[0].q", "L1.mlp"]
-    route = Route.of(hm, ["embed", "L0.mlp", "L0.head[2]"], receivers, mlps="recompute")
-    setup.agree(setup.twins(), route, receivers, setup.sweep(route))
+    paths = Paths.of(hm, ["embed", "L0.mlp", "L0.head[2]"], receivers, mlps="recompute")
+    setup.agree(setup.twins(), paths, receivers, setup.sweep(paths))
 
 
 def test_a_part_that_cannot_be_called_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
     hm = HookedModel.from_hf(hf_model("llama"), memory_tokenizer())
-    monkeypatch.setattr(Parts, "mlp", broken)
-    assert Parts.of(hm).reason == "a part of a block could not be run on its own (TypeError: no)"
+    monkeypatch.setattr(BlockFunctions, "mlp", broken)
+    assert BlockFunctions.of(hm).reason == "a part of a block could not be run on its own (TypeError: no)"
 
 
 def broken(self: Any, layer: Any, resid: Any) -> Any:
@@ -86,12 +97,12 @@ def twisted(module: Any, args: Any, out: Any) -> Any:
 def test_an_edit_between_two_sweeps_is_seen() -> None:
     hm = deep("neox").to(torch.float64)
     setup, receivers = Setup(hm), ["L2.head[1].k", "L3.mlp"]
-    route = Route.of(hm, SENDERS, receivers, mlps="recompute")
-    before = setup.sweep(route)
+    paths = Paths.of(hm, SENDERS, receivers, mlps="recompute")
+    before = setup.sweep(paths)
     with torch.no_grad():
         for parameter in hm.hf.parameters():
             parameter.mul_(1.05)
     hm.sync()
-    after = setup.sweep(route)
+    after = setup.sweep(paths)
     assert float((after - before).abs().max()) > 1e-3
-    setup.agree(setup.twins(), route, receivers, after)
+    setup.agree(setup.twins(), paths, receivers, after)

@@ -65,7 +65,10 @@ def streams(pairs: Pairs, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     for _, part in pairs.parts(size):
         both = part.runs(wide("llama"), keep=["blocks.0.hook_mlp_out"])
         at = torch.arange(len(both.answers)), both.answers.positions[:, 0]
-        assert "blocks.0.hook_mlp_out" in both.clean.kept and "blocks.0.hook_mlp_out" in both.corrupt.kept
+        assert (
+            "blocks.0.hook_mlp_out" in both.clean.activations
+            and "blocks.0.hook_mlp_out" in both.corrupt.activations
+        )
         found.append((both.clean.resid[-1][both.rows][at], both.corrupt.resid[-1][at]))
     clean, corrupt = zip(*found, strict=True)
     return torch.cat(clean), torch.cat(corrupt)

@@ -20,7 +20,7 @@ from mechunlearn.core.hooks import steer
 from mechunlearn.core.scores.edges import EdgeScores
 from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.localization.attribution.edges import edge_attribution, edge_estimates
-from mechunlearn.localization.attribution.gradients import reading
+from mechunlearn.localization.attribution.gradients import unembed_at
 from mechunlearn.localization.attribution.graph import Graph
 from mechunlearn.localization.attribution.nodes import attribution
 from mechunlearn.localization.patching.corruption import OtherSubject
@@ -67,13 +67,13 @@ def twins(hm: HookedModel, facts: Sequence[Fact] = PAIRS) -> list[Twin]:
 class TestAgainstMasks:
     def test_an_edge_is_the_derivative_in_its_mask_in_every_family(self, wide: HookedModel) -> None:
         with Double():
-            found = edge_attribution(
+            actual = edge_attribution(
                 wide, PAIRS[::3], corrupt=OtherSubject(PAIRS), batch_size=2, progress=False
             )
             for row, twin in enumerate(twins(wide, PAIRS[::3])):
-                assert [str(site) for site in found.senders] == twin.senders
-                assert [str(site) for site in found.receivers] == twin.receivers
-                np.testing.assert_allclose(found.values[row], twin.scores(), rtol=0, atol=1e-10)
+                assert [str(site) for site in actual.senders] == twin.senders
+                assert [str(site) for site in actual.receivers] == twin.receivers
+                np.testing.assert_allclose(actual.values[row], twin.scores(), rtol=0, atol=1e-10)
 
     @pytest.mark.parametrize("family", DIFFERENT)
     def test_integrated_over_inputs_it_is_the_mean_over_embeddings_between(self, family: str) -> None:
@@ -85,10 +85,10 @@ class TestAgainstMasks:
                 "steps": 3,
                 "progress": False,
             }
-            found = edge_attribution(wide, PAIRS[1:2], **options)
+            actual = edge_attribution(wide, PAIRS[1:2], **options)
             (twin,) = twins(wide, PAIRS[1:2])
             expected = sum(twin.scores(embed=k / 3) for k in (1, 2, 3)) / 3
-            np.testing.assert_allclose(found.values[0], expected, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(actual.values[0], expected, rtol=0, atol=1e-10)
 
     @pytest.mark.parametrize("family", DIFFERENT)
     def test_integrated_over_activations_each_sender_has_its_own_runs(self, family: str) -> None:
@@ -100,10 +100,10 @@ class TestAgainstMasks:
                 "steps": 2,
                 "progress": False,
             }
-            found = edge_attribution(wide, PAIRS[1:2], **options)
+            actual = edge_attribution(wide, PAIRS[1:2], **options)
             (twin,) = twins(wide, PAIRS[1:2])
             expected = sum(twin.scores_of_own_runs(k / 2) for k in (1, 2)) / 2
-            np.testing.assert_allclose(found.values[0], expected, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(actual.values[0], expected, rtol=0, atol=1e-10)
 
 
 def node_name(node: Node) -> str:
@@ -118,13 +118,13 @@ def node_name(node: Node) -> str:
 class TestAgainstOthers:
     def test_it_equals_transformer_lens_at_all_positions(self, gpt2: HookedModel) -> None:
         clean, corrupt = torch.randint(2, 96, (2, 3, 7), generator=torch.Generator().manual_seed(0))
-        found = edge_estimates(gpt2, Pairs.at_end(clean, corrupt, clean[:, 0], corrupt[:, 0]))[..., 0]
+        actual = edge_estimates(gpt2, Pairs.at_end(clean, corrupt, clean[:, 0], corrupt[:, 0]))[..., 0]
         graph = Graph(gpt2)
-        rows = {str(site): place for place, site in enumerate(graph.senders)}
-        cols = {str(site): place for place, site in enumerate(graph.receivers)}
+        rows = {str(site): index for index, site in enumerate(graph.senders)}
+        cols = {str(site): index for index, site in enumerate(graph.receivers)}
         for row in range(3):
             # TransformerLens takes its gradient on the run it calls corrupt; ours is the clean one.
-            theirs = attribution_patch(
+            reference = attribution_patch(
                 gpt2.bridge,
                 corrupt[row : row + 1],
                 clean[row : row + 1],
@@ -133,12 +133,12 @@ class TestAgainstOthers:
             )
             expected = torch.zeros(len(rows), len(cols), dtype=torch.float64)
             there = torch.zeros_like(expected, dtype=torch.bool)
-            for (sender, receiver), score in theirs.edge_scores.items():
-                place = rows[node_name(sender)], cols[node_name(receiver)]
-                expected[place] += score
-                there[place] = True
-            assert torch.equal(there, ~found[row].isnan())
-            torch.testing.assert_close(found[row].nan_to_num(), expected, rtol=0, atol=1e-10)
+            for (sender, receiver), score in reference.edge_scores.items():
+                index = rows[node_name(sender)], cols[node_name(receiver)]
+                expected[index] += score
+                there[index] = True
+            assert torch.equal(there, ~actual[row].isnan())
+            torch.testing.assert_close(actual[row].nan_to_num(), expected, rtol=0, atol=1e-10)
 
     def test_summed_over_receivers_it_is_the_attribution_of_nodes(self, wide: HookedModel) -> None:
         with Double():
@@ -283,7 +283,7 @@ class TestLaws:
         own, other = (encode(gpt2, facts[:1], answer=[word]).labels.max() for word in "ac")
         logits = gpt2(batch.tokens)[0, int(asked.batch.lengths[0]) - 1]
         tokens, mask = asked.batch.tokens, asked.batch.mask
-        read = gpt2.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=[reading(asked)])
+        read = gpt2.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=[unembed_at(asked)])
         assert float(asked.difference(read)[0]) == pytest.approx(float(logits[own] - logits[other]))
 
 

@@ -1,4 +1,4 @@
-"""What holds of the engine whatever is asked: random jobs, edited weights, strange models, interruptions."""
+"""What always holds of the engine: random patches, edited weights, strange models, interruptions."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from mechunlearn.core.sites.site import Site
 from mechunlearn.localization.engine import block_calls as calls
 from mechunlearn.localization.engine import fused_block as components
 from mechunlearn.localization.engine import readout as reading
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.localization.engine.patches import Patches, writes_of
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 SIZE = 5
@@ -41,8 +42,8 @@ def drawn_sites(draw: st.DrawFn, hm: HookedModel) -> tuple[Site, ...]:
     )
     keys = st.builds(Site, st.just("kv" if shape.grouped else "head"), layers, units, st.sampled_from("kv"))
     others = st.builds(Site, st.sampled_from(["pattern", "neuron"]), layers, units)
-    found: list[Site] = draw(st.lists(whole | heads | keys | others, min_size=1, max_size=4, unique=True))
-    return tuple(found)
+    sites: list[Site] = draw(st.lists(whole | heads | keys | others, min_size=1, max_size=4, unique=True))
+    return tuple(sites)
 
 
 # Without shrinking, which takes minutes where every example compiles its hooks.
@@ -65,17 +66,17 @@ def test_any_sites_anywhere_equal_the_hooked_run_and_the_twin(data: st.DataObjec
     reads = torch.tensor(
         data.draw(st.lists(st.tuples(*[st.integers(0, SIZE - 1)] * 2), min_size=2, max_size=2))
     )
-    jobs = Jobs(
+    patches = Patches(
         tuple(writes_of(hm, sites) for sites in sets), torch.arange(count), columns[0], columns[1], where
     )
-    run, source = capture(hm, ragged(own), keep=jobs.names), activations(hm, ragged(others), jobs.names)
-    wanted = []
+    run, source = cached_run(hm, ragged(own), patches.names), activations(hm, ragged(others), patches.names)
+    expected = []
     for sites, row, given_row, at in zip(sets, *(column.tolist() for column in columns), where, strict=True):
         changes = writes(hm, sites, values(hm, Prompt(others[given_row])), at.nonzero()[:, 0])
-        wanted.append(logits(hm, Prompt(own[row]), changes)[reads[row]].flatten())
+        expected.append(logits(hm, Prompt(own[row]), changes)[reads[row]].flatten())
     for engine in tiers(hm):
-        found = engine.sweep(run, source, jobs, AllLogits.at(hm, reads))
-        torch.testing.assert_close(found, torch.stack(wanted), **TIGHT)
+        actual = engine.sweep(run, source, patches, AllLogits.at(hm, reads))
+        torch.testing.assert_close(actual, torch.stack(expected), **TIGHT)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -84,26 +85,26 @@ def test_an_edit_between_two_sweeps_is_seen(name: str) -> None:
     engine, sites = Engine.of(hm), some_sites(hm)[::3]
     before = Setup(hm, sites, (6,)).sweep(engine)
     with torch.no_grad():
-        for place in ("L0.head[1].q", "L1.head[0].v" if name == "gpt2" else "L1.kv[0].v", "L1.mlp.out"):
-            for part in hm.slices([Site.parse(place)]):
+        for site in ("L0.head[1].q", "L1.head[0].v" if name == "gpt2" else "L1.kv[0].v", "L1.mlp.out"):
+            for part in hm.slices([Site.parse(site)]):
                 part.add_(hm.params[part.name], 0.5 * torch.ones_like(part.of(hm.params[part.name])))
     hm.sync()
     setup = Setup(hm, sites, (6,))
-    wanted = setup.twin()
+    expected = setup.twin()
     for each in (engine, Engine.of(hm), *tiers(hm)):
-        torch.testing.assert_close(setup.sweep(each), wanted, **TIGHT)
-    assert (before - wanted).abs().max() > 0.01
+        torch.testing.assert_close(setup.sweep(each), expected, **TIGHT)
+    assert (before - expected).abs().max() > 0.01
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, hm: HookedModel) -> None:
-    monkeypatch.setattr(calls.Prefix, "update", lambda self, keys, values, *more, **other: (keys, values))
+    monkeypatch.setattr(calls.PrefixCache, "update", lambda self, keys, values, *_, **__: (keys, values))
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, hm: HookedModel) -> None:
     def update(self: Any, *given: Any, **other: Any) -> Any:
         raise TypeError("no such cache")
 
-    monkeypatch.setattr(calls.Prefix, "update", update)
+    monkeypatch.setattr(calls.PrefixCache, "update", update)
 
 
 def look_ahead(monkeypatch: pytest.MonkeyPatch, hm: HookedModel) -> None:
@@ -186,9 +187,9 @@ def test_a_users_own_hooks_keep_firing_and_see_all_positions(point: str, hook: C
     with hm.hooks([(point, hook)]):
         setup = Setup(hm, some_sites(hm), (7, 7), share=0.3)
         setup.read = AllLogits.at(hm, torch.tensor([[3, 4], [3, 3]]))
-        wanted = setup.twin()
+        expected = setup.twin()
         for engine in (checked, tiers(hm)[1]):
-            torch.testing.assert_close(setup.sweep(engine), wanted, **TIGHT)
+            torch.testing.assert_close(setup.sweep(engine), expected, **TIGHT)
         assert hm.hook_dict[point].fwd_hooks
 
 
@@ -215,7 +216,7 @@ def hooks_of(hm: HookedModel) -> dict[str, tuple[int, int, int]]:
 class Stops:
     """Reads nothing, and stops the second time."""
 
-    width, whole = 1, True
+    width, all_logits = 1, True
 
     def __init__(self, error: BaseException) -> None:
         self.positions, self.error, self.calls = torch.tensor([[5]]), error, 0
@@ -242,11 +243,11 @@ def test_whatever_happens_the_model_is_as_it_was(error: BaseException | None) ->
             setup.sweep(engine)
             continue
         with pytest.raises(type(error)):
-            engine.sweep(setup.run, setup.source, setup.jobs, Stops(error))
+            engine.sweep(setup.run, setup.source, setup.patches, Stops(error))
         with pytest.raises(type(error)), hm.hooks([("blocks.1.hook_mlp_out", raises(error))]):
             setup.sweep(engine)
         with pytest.raises(type(error)), hm.hooks([("blocks.1.hook_mlp_out", raises(error))]):
-            capture(hm, ragged(setup.own))
+            cached_run(hm, ragged(setup.own))
     assert before == (weights(hm), hooks_of(hm), [(p.requires_grad, p.grad) for p in hm.params.values()])
 
 
@@ -285,7 +286,7 @@ def test_the_budget_bounds_how_much_is_alive_at_once(monkeypatch: pytest.MonkeyP
 def test_single_precision_agrees_with_the_twin_to_a_small_part_of_the_effects(family: str) -> None:
     hm = HookedModel.from_hf(hf_model(family))
     setup = Setup(hm, some_sites(hm)[::2], share=0.2)
-    wanted = setup.twin().double()
-    scale = (wanted - Engine(hm).baseline(setup.run, setup.read)[setup.jobs.row]).abs().max()
+    expected = setup.twin().double()
+    scale = (expected - Engine(hm).baseline(setup.run, setup.read)[setup.patches.row]).abs().max()
     for engine in tiers(hm):
-        assert (setup.sweep(engine) - wanted).abs().max() <= 5e-5 * scale
+        assert (setup.sweep(engine) - expected).abs().max() <= 5e-5 * scale

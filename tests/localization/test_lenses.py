@@ -30,7 +30,7 @@ FACTS = Facts(
 )
 
 
-def found(scores: Scores) -> dict[str, float]:
+def by_site(scores: Scores) -> dict[str, float]:
     values = scores.reduce().values.values
     return dict(zip(map(str, scores.sites), values.tolist(), strict=True))
 
@@ -49,11 +49,13 @@ def test_the_lens_equals_transformer_lens_on_every_prompt_alone(wide: HookedMode
     for row, fact in enumerate(FACTS):
         tokens = encode(wide, [fact], answer=None).tokens
         kind = {"logprob": "log_probs", "probability": "probs"}.get(metric, "logits")
-        theirs = their_lens(wide.bridge, tokens, incl_mid=middle, targets=ids[row].tolist(), return_type=kind)
-        answer, foil = theirs.values[:, 0].unbind(-1)
+        reference = their_lens(
+            wide.bridge, tokens, incl_mid=middle, targets=ids[row].tolist(), return_type=kind
+        )
+        answer, foil = reference.values[:, 0].unbind(-1)
         expected = answer - foil if metric == "logit_diff" else answer
         if metric == "rank":
-            expected = theirs.rank_trajectory(int(ids[row, 0]))[:, 0]
+            expected = reference.rank_trajectory(int(ids[row, 0]))[:, 0]
         # Theirs takes the softmax in float32, and some families their norms.
         np.testing.assert_allclose(scores.values[row], expected.numpy(), atol=2e-6)
 
@@ -172,7 +174,7 @@ def test_every_credit_is_what_a_hand_reads_from_the_unfolded_model(wide: HookedM
 
 def test_heads_of_a_family_without_output_bias_add_up_to_their_attention(llama: HookedModel) -> None:
     whole, heads = (
-        found(direct_logit_attribution(llama, FACTS, sites=sites, progress=False))
+        by_site(direct_logit_attribution(llama, FACTS, sites=sites, progress=False))
         for sites in (("attn", "mlp"), ("head", "mlp"))
     )
     for layer in range(2):
@@ -193,22 +195,22 @@ def test_several_options_count_by_their_mean(llama: HookedModel) -> None:
 def test_the_planted_answer_is_read_at_the_end_as_soon_as_it_is_carried_there() -> None:
     hm, facts = planted_model(), planted_facts()
     scores = logit_lens(hm, facts, progress=False)
-    read = found(scores)
+    read = by_site(scores)
     before = ("L0.resid_pre", "L0.resid_mid", "L0.resid_post", "L1.resid_mid", "L1.resid_post")
     assert all(read[site] == 0 for site in before) and read["L2.resid_mid"] > 5
     assert read["L3.resid_post"] > read["L3.resid_mid"]
     likeliest = logit_lens(hm, facts, metric="rank", progress=False)
-    assert found(likeliest)["L2.resid_mid"] == 0
+    assert by_site(likeliest)["L2.resid_mid"] == 0
     assert scores.title == "Logit lens at the last token: logit_diff"
 
 
 def test_the_planted_answer_is_looked_up_in_coordinates_that_the_lens_does_not_read() -> None:
-    read = found(logit_lens(planted_model(), planted_facts(), positions="last_subject", progress=False))
+    read = by_site(logit_lens(planted_model(), planted_facts(), positions="last_subject", progress=False))
     assert read["L1.resid_post"] == 0 and read["L2.resid_mid"] > 1
 
 
 def test_direct_credit_goes_to_what_carries_and_none_to_the_lookup() -> None:
-    read = found(direct_logit_attribution(planted_model(), planted_facts(), progress=False))
+    read = by_site(direct_logit_attribution(planted_model(), planted_facts(), progress=False))
     assert read["L2.attn"] > 1 and read["L3.mlp"] > 1
     assert all(abs(value) < 1e-5 for site, value in read.items() if site not in ("L2.attn", "L3.mlp"))
 

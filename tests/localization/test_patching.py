@@ -248,5 +248,5 @@ def test_an_interruption_leaves_nothing_behind() -> None:
 def test_a_model_that_needs_complete_runs_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"sites": ("resid_pre", "head.k"), "corrupt": OTHERS, "metric": METRICS}
     wanted, hm = patch(wide("llama"), FACTS, **options), wide("llama").fork()
-    monkeypatch.setattr(calls.Prefix, "update", lambda self, keys, values, *more, **other: (keys, values))
+    monkeypatch.setattr(calls.PrefixCache, "update", lambda self, keys, values, *_, **__: (keys, values))
     np.testing.assert_allclose(patch(hm, FACTS, **options), wanted, rtol=0.0, atol=1e-10)

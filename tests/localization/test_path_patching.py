@@ -19,15 +19,16 @@ from transformer_lens.patching import get_act_patch_direct_path
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError
 from mechunlearn.localization.engine import block_functions as engine_parts
-from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.block_functions import BlockFunctions
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.patching.corruption import Noise
 from mechunlearn.localization.path_patching.hooks import path_hooks
 from mechunlearn.localization.path_patching.patch import path_patch
-from mechunlearn.localization.path_patching.paths import Route
-from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.localization.path_patching.paths import Paths
+from mechunlearn.localization.path_patching.sweep import PathTask, path_sweep
 from mechunlearn.localization.subject_swaps import swap_subjects
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 close = torch.testing.assert_close
@@ -41,13 +42,13 @@ def test_senders_of_every_kind_to_receivers_of_every_kind_equal_the_twin(
     hm = deep(family)
     setup, sets = Setup(hm), receiver_sets(hm)
     twins = setup.twins()
-    assert Parts.of(hm).reason == "" and Parts.of(hm).parallel == (family == "neox")
-    routes = [Route.of(hm, SENDERS, receivers, mlps=mlps) for receivers in sets]
-    fast = [setup.sweep(route) for route in routes]
-    monkeypatch.setitem(engine_parts._CHECKED, hm, ("asked", False))
-    slow = [setup.sweep(Route.of(hm, SENDERS, receivers, mlps=mlps)) for receivers in sets]
-    for route, receivers, *found in zip(routes, sets, fast, slow, strict=True):
-        setup.agree(twins, route, receivers, *found)
+    assert BlockFunctions.of(hm).reason == ""
+    path_sets = [Paths.of(hm, SENDERS, receivers, mlps=mlps) for receivers in sets]
+    fast = [setup.sweep(paths) for paths in path_sets]
+    monkeypatch.setitem(engine_parts._CHECKED, hm, "asked")
+    slow = [setup.sweep(Paths.of(hm, SENDERS, receivers, mlps=mlps)) for receivers in sets]
+    for paths, receivers, *actual in zip(path_sets, sets, fast, slow, strict=True):
+        setup.agree(twins, paths, receivers, *actual)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,10 +66,10 @@ def test_the_two_lists_of_hooks_are_the_same_experiment(family: str) -> None:
             hm, sender, receivers, reference=clean, source=dirty, store=store, mlps=mlps, at=at
         )
         direct = hm.run_with_hooks(own.tokens, fwd_hooks=first)[0]
-        found = hm.run_with_hooks(own.tokens, fwd_hooks=second)[0]
-        close(found, twin.run(Site.parse(sender), receivers, mlps, [0, 2, 4]), rtol=0.0, atol=1e-10)
+        actual = hm.run_with_hooks(own.tokens, fwd_hooks=second)[0]
+        close(actual, twin.run(Site.parse(sender), receivers, mlps, [0, 2, 4]), rtol=0.0, atol=1e-10)
         if receivers is None:
-            close(direct, found, rtol=0.0, atol=1e-10)
+            close(direct, actual, rtol=0.0, atol=1e-10)
 
 
 def test_hooks_of_ones_own_are_part_of_both_runs() -> None:
@@ -76,11 +77,11 @@ def test_hooks_of_ones_own_are_part_of_both_runs() -> None:
     setup, receivers = Setup(hm), ["L2.head[3].q", "L3.mlp"]
     louder = [(f"blocks.{layer}.hook_mlp_out", lambda x, hook=None: 1.5 * x) for layer in (0, 2)]
     with hm.bridge.hooks(fwd_hooks=louder):
-        route = Route.of(hm, SENDERS, receivers, mlps="recompute")
-        assert "hooks are in the " in Parts.of(hm).reason
-        found = setup.sweep(route)
-    setup.agree(setup.twins([(name, lambda x: 1.5 * x) for name, _ in louder]), route, receivers, found)
-    assert Parts.of(hm).reason == ""
+        paths = Paths.of(hm, SENDERS, receivers, mlps="recompute")
+        assert "hooks are in the " in BlockFunctions.of(hm).reason
+        actual = setup.sweep(paths)
+    setup.agree(setup.twins([(name, lambda x: 1.5 * x) for name, _ in louder]), paths, receivers, actual)
+    assert BlockFunctions.of(hm).reason == ""
 
 
 def test_a_receiver_that_is_not_after_the_sender_changes_nothing_bit_for_bit(family: str) -> None:
@@ -89,38 +90,38 @@ def test_a_receiver_that_is_not_after_the_sender_changes_nothing_bit_for_bit(fam
     keys = "kv" if hm.arch.shape.grouped else "head"
     early = ["L2.head[0].q", f"L2.{keys}[0].v", "L2.resid_pre", "L0.mlp"]
     late = ["L2.head[3]", "L2.attn", "L2.mlp", "L3.head[1]", "L3.mlp"]
-    run = capture(hm, ragged(setup.own))
+    run = cached_run(hm, ragged(setup.own))
     baseline = Engine.of(hm).baseline(run, setup.read)
     for receivers, senders in ((early, late), (["L2.mlp"], ["L2.mlp", "L3.attn"])):
         for mlps in ("freeze", "recompute"):
-            assert (setup.sweep(Route.of(hm, senders, receivers, mlps=mlps)) == baseline).all()
+            assert (setup.sweep(Paths.of(hm, senders, receivers, mlps=mlps)) == baseline).all()
 
 
 def test_a_sender_replaced_by_itself_changes_nothing_bit_for_bit(family: str) -> None:
     hm = deep(family)
     setup = Setup(hm)
-    baseline = Engine.of(hm).baseline(capture(hm, ragged(setup.own)), setup.read)
+    baseline = Engine.of(hm).baseline(cached_run(hm, ragged(setup.own)), setup.read)
     for receivers in receiver_sets(hm):
-        route = Route.of(hm, SENDERS, receivers, mlps="recompute")
-        assert (setup.sweep(route, same=True) == baseline).all()
+        paths = Paths.of(hm, SENDERS, receivers, mlps="recompute")
+        assert (setup.sweep(paths, same=True) == baseline).all()
 
 
 def test_the_stream_after_the_last_block_is_as_good_as_the_logits() -> None:
     setup = Setup(deep("gemma2"))
-    found = [
-        setup.sweep(Route.of(setup.hm, SENDERS, to, mlps="recompute"))
+    actual = [
+        setup.sweep(Paths.of(setup.hm, SENDERS, to, mlps="recompute"))
         for to in (None, "logits", ["L3.resid_post"])
     ]
-    assert torch.equal(found[0], found[1])
-    close(found[2], found[0], rtol=0.0, atol=1e-12)
+    assert torch.equal(actual[0], actual[1])
+    close(actual[2], actual[0], rtol=0.0, atol=1e-12)
 
 
 def test_the_budget_does_not_matter() -> None:
     hm = deep("llama")
     setup = Setup(hm)
     for receivers in receiver_sets(hm):
-        route = Route.of(hm, ["L2.head[3]", "embed", "mlp"], receivers, mlps="recompute")
-        close(setup.sweep(route, budget=10), setup.sweep(route), rtol=0.0, atol=1e-12)
+        paths = Paths.of(hm, ["L2.head[3]", "embed", "mlp"], receivers, mlps="recompute")
+        close(setup.sweep(paths, budget=10), setup.sweep(paths), rtol=0.0, atol=1e-12)
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v"])
@@ -139,12 +140,14 @@ def test_paths_from_head_to_head_equal_transformer_lens(part: Any) -> None:
     read = AllLogits.at(hm, torch.full((2, 1), 5))
     for layer in (2, 3):
         for head in range(hm.arch.shape.n_heads):
-            route = Route.of(hm, ["L1.head[2]"], [f"L{layer}.head[{head}].{part}"])
-            run = capture(hm, ragged(rows), keep=route.kept_by_run(Parts.of(hm)))
-            source = activations(hm, ragged([row[None] for row in clean]), route.kept_by_source())
-            found = path_sweep(Engine.of(hm), route, Sending.everywhere(run, source, read))[0, 0, :, 5].mean()
+            paths = Paths.of(hm, ["L1.head[2]"], [f"L{layer}.head[{head}].{part}"])
+            run = cached_run(hm, ragged(rows), paths.run_names(BlockFunctions.of(hm)))
+            source = activations(hm, ragged([row[None] for row in clean]), paths.source_names())
+            actual = path_sweep(Engine.of(hm), paths, PathTask.everywhere(run, source, read))[
+                0, 0, :, 5
+            ].mean()
             # TransformerLens rounds what it finds to float32.
-            assert float(found) == pytest.approx(float(theirs[layer, head]), abs=1e-6)
+            assert float(actual) == pytest.approx(float(theirs[layer, head]), abs=1e-6)
 
 
 @torch.no_grad()
@@ -160,7 +163,7 @@ def test_facts_of_different_lengths_and_answers_of_several_tokens_equal_the_twin
     assert scores.values.sizes["fact"] == len(swaps.facts) > 2
     twin = FactTwin(hm, swaps.facts, swaps.swapped)
     swapped = direction == "denoising"
-    gaps, found = [], np.full(scores.values.shape, np.nan)
+    gaps, actual = [], np.full(scores.values.shape, np.nan)
     for f in range(len(swaps.facts)):
         runs = {
             w: Twin(hm, twin.prompt(f, w, other=swapped), twin.prompt(f, w, other=not swapped))
@@ -172,23 +175,23 @@ def test_facts_of_different_lengths_and_answers_of_several_tokens_equal_the_twin
         )
         gaps.append(np.subtract(other, plain))
         for s, sender in enumerate(senders):
-            for place in range(scores.values.sizes["pos"]):
-                where = {w: twin.places(f, w, "groups")[place] for w in runs}
+            for index in range(scores.values.sizes["pos"]):
+                where = {w: twin.places(f, w, "groups")[index] for w in runs}
                 if all(where.values()):
                     done = {
                         w: runs[w].run(Site.parse(sender), receivers, "recompute", where[w]) for w in runs
                     }
                     after = [twin.score(f, metric, done.__getitem__) for metric in metrics]
-                    found[f, s, place] = np.subtract(after, plain)
-    np.testing.assert_allclose(scores.values.values, found / np.mean(gaps, axis=0), rtol=0.0, atol=1e-9)
+                    actual[f, s, index] = np.subtract(after, plain)
+    np.testing.assert_allclose(scores.values.values, actual / np.mean(gaps, axis=0), rtol=0.0, atol=1e-9)
 
 
 def test_in_a_planted_model_the_lookup_alone_goes_through_the_carriers_values() -> None:
     hm, facts = planted_model(), planted_facts()[:12]
     through = path_patch(hm, facts, ("mlp", "attn"), ["L2.head[0].v"], progress=False)
-    found = dict(zip(map(str, through.sites), through.reduce().values.values.tolist(), strict=True))
-    lookup = found.pop("L1.mlp")
-    assert lookup < -1 and all(abs(value) < 1e-4 * abs(lookup) for value in found.values())
+    actual = dict(zip(map(str, through.sites), through.reduce().values.values.tolist(), strict=True))
+    lookup = actual.pop("L1.mlp")
+    assert lookup < -1 and all(abs(value) < 1e-4 * abs(lookup) for value in actual.values())
     keys = path_patch(hm, facts, ["L1.mlp"], ["L2.head[0].q"], progress=False).reduce()
     assert abs(float(keys.values[0])) < 1e-4 * abs(lookup)
     direct = path_patch(hm, facts, ("mlp", "attn"), progress=False).reduce()
@@ -249,4 +252,4 @@ def test_a_sender_named_twice_sends_once(llama: HookedModel) -> None:
 
 def test_there_is_no_middle_between_attention_and_mlp_that_run_in_parallel() -> None:
     with pytest.raises(SiteError, match="runs attention and MLP in parallel"):
-        Route.of(deep("neox"), "mlp", ["L1.resid_mid"])
+        Paths.of(deep("neox"), "mlp", ["L1.resid_mid"])

@@ -22,14 +22,13 @@ from mechunlearn.core.hooks import steer
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.localization.probing.linear_probes import (
-    READERS,
+    PROBE_KINDS,
     ProbeKind,
     fit_linear,
     fit_probes,
-    probe_sites,
-    states_at,
 )
 from mechunlearn.localization.probing.probe import probe
+from mechunlearn.models.activations import probe_sites, states_at
 from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hooked import HookedModel
 
@@ -50,14 +49,14 @@ def accuracy(scores: Any, metric: str = "accuracy") -> dict[str, float]:
 
 
 def test_a_planted_lookup_shows_as_a_step() -> None:
-    found = accuracy(probe(planted(), planted_facts(), progress=False))
-    assert all(found[site] <= 0.4 for site in ("L0.resid_pre", "L0.resid_post", "L1.resid_mid"))
-    assert all(found[site] == 1.0 for site in ("L1.resid_post", "L2.resid_mid", "L3.resid_post"))
+    accuracies = accuracy(probe(planted(), planted_facts(), progress=False))
+    assert all(accuracies[site] <= 0.4 for site in ("L0.resid_pre", "L0.resid_post", "L1.resid_mid"))
+    assert all(accuracies[site] == 1.0 for site in ("L1.resid_post", "L2.resid_mid", "L3.resid_post"))
 
 
 def test_the_last_token_knows_only_after_the_carrier() -> None:
-    found = accuracy(probe(planted(), planted_facts(), positions="last", control=False, progress=False))
-    assert found["L1.resid_post"] <= 0.4 and found["L2.resid_mid"] == 1.0
+    accuracies = accuracy(probe(planted(), planted_facts(), positions="last", control=False, progress=False))
+    assert accuracies["L1.resid_post"] <= 0.4 and accuracies["L2.resid_mid"] == 1.0
 
 
 def test_the_control_stays_near_chance_where_the_probe_is_perfect() -> None:
@@ -75,7 +74,7 @@ def by_hand(reader: str, C: float) -> Any:
     return make_pipeline(StandardScaler(), models[reader])
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", PROBE_KINDS)
 @pytest.mark.parametrize("labels", [2, 5])
 def test_every_reader_says_what_scikit_learn_says(reader: ProbeKind, labels: int) -> None:
     draw = np.random.default_rng(0)
@@ -86,11 +85,11 @@ def test_every_reader_says_what_scikit_learn_says(reader: ProbeKind, labels: int
     assert np.array_equal(said, by_hand(reader, 0.1).fit(x, y).predict(new)) and len(set(said)) > 1
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", PROBE_KINDS)
 def test_a_cheap_reader_finds_the_planted_lookup_as_well(reader: ProbeKind) -> None:
-    found = accuracy(probe(planted(), planted_facts(), kind=reader, control=False, progress=False))
-    assert all(found[site] <= 0.45 for site in ("L0.resid_pre", "L0.resid_post", "L1.resid_mid"))
-    assert all(found[site] == 1.0 for site in ("L1.resid_post", "L2.resid_mid", "L3.resid_post"))
+    accuracies = accuracy(probe(planted(), planted_facts(), kind=reader, control=False, progress=False))
+    assert all(accuracies[site] <= 0.45 for site in ("L0.resid_pre", "L0.resid_post", "L1.resid_mid"))
+    assert all(accuracies[site] == 1.0 for site in ("L1.resid_post", "L2.resid_mid", "L3.resid_post"))
 
 
 def test_the_result_does_not_depend_on_how_many_are_fitted_at_a_time(llama: HookedModel) -> None:
@@ -121,9 +120,9 @@ def test_it_is_scikit_learns_regression_on_scikit_learns_split() -> None:
 
 def test_all_phrasings_of_one_subject_are_on_one_side() -> None:
     both = rephrased(planted_facts())
-    found = accuracy(probe(planted(), both, control=False, progress=False))
+    accuracies = accuracy(probe(planted(), both, control=False, progress=False))
     # The embedding gives every name away, so a leak between folds would show as a perfect reading.
-    assert found["L0.resid_pre"] <= 0.4 and found["L1.resid_post"] == 1.0
+    assert accuracies["L0.resid_pre"] <= 0.4 and accuracies["L1.resid_post"] == 1.0
 
 
 def test_the_seed_decides() -> None:
@@ -179,7 +178,7 @@ def test_a_fitted_probe_is_a_hook_that_reads_every_position() -> None:
     assert [reader.labels[i] for i in at_subject.argmax(-1)] == [fact.answer for fact in facts]
 
 
-@pytest.mark.parametrize("how", READERS)
+@pytest.mark.parametrize("how", PROBE_KINDS)
 def test_steering_along_a_direction_changes_what_the_model_says(how: ProbeKind) -> None:
     site, facts = Site.parse("L1.resid_post"), planted_facts()
     reader = fit_probes(planted(), facts, sites=[site], kind=how)[site]

@@ -12,8 +12,8 @@ from helpers.tiny_models import hf_model, memory_tokenizer
 from torch import Tensor
 
 from mechunlearn.core.hooks import ablate
-from mechunlearn.localization.engine import self_check as guards
-from mechunlearn.localization.engine.block_functions import Parts
+from mechunlearn.localization.engine import self_check
+from mechunlearn.localization.engine.block_functions import BlockFunctions
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.patching.activation import activation_patch
 from mechunlearn.models.hooked import HookedModel
@@ -29,8 +29,8 @@ def test_a_model_is_not_judged_while_somebody_hooks_it(name: str) -> None:
     hm = fresh()
     # A position that the check's own short prompts do not have.
     with hm.bridge.hooks(fwd_hooks=[ablate(name, at=7)]):
-        assert "somebody" in Engine.of(hm).reason and "somebody" in Parts.of(hm).reason
-    assert Engine.of(hm).reason == Parts.of(hm).reason == ""
+        assert "somebody" in Engine.of(hm).reason and "somebody" in BlockFunctions.of(hm).reason
+    assert Engine.of(hm).reason == BlockFunctions.of(hm).reason == ""
 
 
 def test_hooks_before_the_blocks_count_on_a_model_seen_for_the_first_time_too() -> None:
@@ -39,13 +39,13 @@ def test_hooks_before_the_blocks_count_on_a_model_seen_for_the_first_time_too() 
 
     known, options = fresh(), {"sites": "mlp", "progress": False}
     Engine.of(known)
-    found = []
+    actual = []
     for hm in (known, fresh()):
         with hm.bridge.hooks(fwd_hooks=[("hook_embed", louder)]):
-            found.append(activation_patch(hm, tiny_facts(), **options).values.values)  # type: ignore[arg-type]
-    np.testing.assert_allclose(found[0], found[1], atol=1e-10)
+            actual.append(activation_patch(hm, tiny_facts(), **options).values.values)  # type: ignore[arg-type]
+    np.testing.assert_allclose(actual[0], actual[1], atol=1e-10)
     plain = activation_patch(known, tiny_facts(), **options).values.values  # type: ignore[arg-type]
-    assert np.nanmax(np.abs(plain - found[0])) > 1e-3
+    assert np.nanmax(np.abs(plain - actual[0])) > 1e-3
 
 
 def test_a_full_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,19 +54,19 @@ def test_a_full_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
 
     hm = fresh()
     with monkeypatch.context() as patched:
-        patched.setattr(guards, "run_block", full)
+        patched.setattr(self_check, "run_block", full)
         with pytest.raises(torch.OutOfMemoryError):
             Engine.of(hm)
     assert Engine.of(hm).reason == ""
 
 
-def test_why_blocks_do_not_run_part_by_part_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    def other(*_: Any, wanted: Tensor | None = None) -> Tensor:
-        return torch.zeros(2, 3 if wanted is None else 2, 32, dtype=torch.float64)
+def test_why_blocks_do_not_run_in_their_fused_form_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(*_: Any, positions: Tensor | None = None) -> Tensor:
+        return torch.zeros(2, 3 if positions is None else 2, 32, dtype=torch.float64)
 
-    monkeypatch.setattr(guards, "run_components", other)
+    monkeypatch.setattr(self_check, "run_fused_block", other)
     engine = Engine.of(fresh())
-    assert engine.reason == "" and engine.slower == "block 0 part by part differs from the block"
+    assert engine.reason == "" and engine.slower == "block 0 in its fused form differs from the block"
 
 
 def test_scores_say_that_a_model_was_run_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_scores_say_that_a_model_was_run_the_plain_way(monkeypatch: pytest.Monke
     known, hm = fresh(), fresh()
     plain = activation_patch(known, tiny_facts(), sites="mlp", progress=False)
     with monkeypatch.context() as patched:
-        patched.setattr(guards, "run_block", wrong)
+        patched.setattr(self_check, "run_block", wrong)
         assert "unchanged state" in Engine.of(hm).reason
     slow = activation_patch(hm, tiny_facts(), sites="mlp", progress=False)
     assert slow.title.endswith("every patch a complete run") and "complete run" not in plain.title

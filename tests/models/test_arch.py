@@ -16,7 +16,7 @@ from mechunlearn.models.arch import HookIndex, Slice
 from mechunlearn.models.families import family_of
 from mechunlearn.models.hooked import HookedModel
 
-parts = st.sets(st.integers(0, 4), min_size=1).map(lambda found: Slice("w", 1, tuple(sorted(found))))
+parts = st.sets(st.integers(0, 4), min_size=1).map(lambda index: Slice("w", 1, tuple(sorted(index))))
 wholes = st.just(Slice("w"))
 
 
@@ -134,7 +134,7 @@ def test_states_have_hooks_and_no_weights(llama: HookedModel) -> None:
 
 
 def test_every_state_of_every_family_is_hooked_where_it_says(hm: HookedModel) -> None:
-    parallel = hm.arch.architecture == "GPTNeoXForCausalLM"
+    parallel = hm.arch.parallel
     states = [Site("resid_pre", 1), Site("resid_post", 1), Site("pattern", 1, 2), Site("embed")]
     for site in [*states, *([] if parallel else [Site("resid_mid", 1)])]:
         (point,) = hm.hook_points(site)

@@ -22,7 +22,7 @@ FACTS = (
 
 def texts(batch: Batch, row: int, chosen: torch.Tensor) -> list[str]:
     """The strings of the chosen positions of a row."""
-    return [string for string, wanted in zip(batch.strings[row], chosen.tolist(), strict=False) if wanted]
+    return [string for string, expected in zip(batch.strings[row], chosen.tolist(), strict=False) if expected]
 
 
 def decoded(tokenizer: Any, ids: torch.Tensor) -> str:

@@ -122,9 +122,9 @@ def test_identity_depends_on_every_weight_and_on_precision(llama: HookedModel) -
     name = "lm_head.weight"
     nudged = llama.params[name].detach().clone()
     nudged[-1, -1] += 1e-6
-    found = {llama.identity, llama.fork({name: nudged}).identity, llama.to(torch.bfloat16).identity}
-    assert len(found) == 3
-    assert all(len(identity) == 16 for identity in found)
+    identities = {llama.identity, llama.fork({name: nudged}).identity, llama.to(torch.bfloat16).identity}
+    assert len(identities) == 3
+    assert all(len(identity) == 16 for identity in identities)
 
 
 def test_sizes_are_counted_on_the_plain_model(hm: HookedModel) -> None:

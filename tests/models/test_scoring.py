@@ -79,7 +79,7 @@ def test_with_options_the_likeliest_whole_option_is_said(model: Speaker) -> None
     for row, fact in enumerate(FACTS[:3]):
         p = {option: by_hand(model, fact, option)[0] for option in fact.options}
         said = max(p, key=lambda option: p[option])
-        assert outcome.said[row] == said
+        assert outcome.text[row] == said
         assert outcome.correct[row] == (said == fact.answer) and outcome.says_new[row] == (said == fact.new)
         assert outcome.p_answer[row] == pytest.approx(p[fact.answer], rel=1e-9)
         assert fact.new is None or outcome.p_new[row] == pytest.approx(p[fact.new], rel=1e-9)
@@ -105,7 +105,7 @@ def test_without_options_greedy_decoding_decides() -> None:
     outcome = score(model, [right, wrong, FACTS[0]])
     assert outcome.correct.tolist()[:2] == [True, False]
     assert outcome.says_new.tolist()[:2] == [False, True]
-    assert outcome.said[0] == said and outcome.said[1] == f"{first} {second}"
+    assert outcome.text[0] == said and outcome.text[1] == f"{first} {second}"
     assert outcome.p_new[1] == pytest.approx(outcome.p_answer[0], rel=1e-9)
 
 
@@ -113,7 +113,7 @@ def test_facts_with_and_without_options_may_be_mixed(model: Speaker) -> None:
     together = score(model, FACTS)
     for row, fact in enumerate(FACTS):
         alone = score(model, [fact])
-        assert together.said[row] == alone.said[0] and together.correct[row] == alone.correct[0]
+        assert together.text[row] == alone.text[0] and together.correct[row] == alone.correct[0]
         assert together.p_answer[row] == pytest.approx(alone.p_answer[0], rel=1e-9)
         if not fact.options:
             assert together.correct[row] == by_hand(model, fact, fact.answer)[1]
@@ -124,7 +124,7 @@ def test_facts_with_and_without_options_may_be_mixed(model: Speaker) -> None:
 def test_the_first_of_tied_options_is_said() -> None:
     model = speaker(TOKENIZERS["words"])
     unknown = Fact("Mary Lee plays", "Mary Lee", "curling", options=("rugby", "curling"))
-    assert score(model, [unknown]).said == ("rugby",)
+    assert score(model, [unknown]).text == ("rugby",)
 
 
 class Counting(torch.nn.Module):
@@ -267,7 +267,7 @@ def validated(facts: Sequence[Fact], threshold: float) -> tuple[list[str], list[
 def test_validation_says_what_is_known_and_why_a_fact_was_dropped() -> None:
     model = speaker(TOKENIZERS["words"])
     asked = FACTS[4].replace(options=SPORTS)
-    said = score(model, [asked]).said[0]
+    said = score(model, [asked]).text[0]
     other = next(sport for sport in SPORTS if sport != said)
     p = by_hand(model, asked, said)[0]
     right, wrong = asked.replace(answer=said), asked.replace(answer=other)

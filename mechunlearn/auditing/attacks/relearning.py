@@ -111,7 +111,7 @@ class Relearn:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        adapted = get_peft_model(loading.own(hm.hf), config)
+        adapted = get_peft_model(loading.with_own_tensors(hm.hf), config)
         return adapted.eval()
 
     def _train(self, adapted: Any, lessons: _Lessons) -> None:

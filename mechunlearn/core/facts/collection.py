@@ -1,9 +1,9 @@
-"""Collections of facts, with splits, general text, and readers.
+"""Collections of facts, with splits and general text.
 
 1. ``Facts`` is an ordered, immutable sequence of ``Fact``, with splits ``forget``, ``retain`` and ``test``.
-2. A fact may stand in one split only; whether a split is needed, the verb that needs it says (`require`).
-3. What is optional may be empty: an audit lists the sections whose data is missing as absent.
-4. Records, CSV, JSON lines and Hugging Face datasets are read with one column mapping.
+2. A fact is in one split only. Splits may be empty; a verb that needs one checks it with `require`, and an
+   audit lists the sections whose data is missing as absent.
+3. Records, CSV, JSON lines and Hugging Face datasets are read with one column mapping.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Facts(Sequence[Fact]):
 
     Args:
         facts: the facts, of any split.
-        text: general sentences, to maintain and to measure perplexity on.
-        name: what to call the collection in tables.
+        text: general sentences, to train on and to measure perplexity on.
+        name: name of the collection in tables.
 
     Raises:
-        FactError: a fact stands in two splits, or something is not a `Fact`.
+        FactError: if a fact is in two splits, or something is not a `Fact`.
 
     Example:
-        >>> kept = Fact("Ann plays", "Ann", "chess", split="retain")
-        >>> facts = Facts([Fact("Mary plays", "Mary", "golf"), kept])
+        >>> retained = Fact("Ann plays", "Ann", "chess", split="retain")
+        >>> facts = Facts([Fact("Mary plays", "Mary", "golf"), retained])
         >>> len(facts.forget), facts.retain[0].answer
         (1, 'chess')
     """
@@ -48,15 +48,15 @@ class Facts(Sequence[Fact]):
         self._check_splits()
 
     def _check_splits(self) -> None:
-        """Refuse a fact in two splits: the same by any phrasing or, within a relation, by its answer."""
-        seen: dict[tuple[str, ...], Split] = {}
+        """Refuse a fact in two splits: facts are equal if they share a phrasing, or relation and answer."""
+        split_of: dict[tuple[str, ...], Split] = {}
         for fact in self._facts:
-            asked = (*fact.train_prompts, *fact.validation, *fact.held_out)
-            keys: list[tuple[str, ...]] = [(fact.subject, fact.relation, prompt) for prompt in asked]
+            prompts = (*fact.train_prompts, *fact.validation, *fact.held_out)
+            keys: list[tuple[str, ...]] = [(fact.subject, fact.relation, prompt) for prompt in prompts]
             if fact.relation:
                 keys.append((fact.subject, fact.relation, "answer", fact.answer.strip()))
             for key in keys:
-                before = seen.setdefault(key, fact.split)
+                before = split_of.setdefault(key, fact.split)
                 if before != fact.split:
                     prompt = key[2] if len(key) == 3 else fact.prompt
                     raise FactError(
@@ -70,23 +70,23 @@ class Facts(Sequence[Fact]):
 
     @property
     def train_text(self) -> tuple[str, ...]:
-        """Every second sentence, from the first on: what an edit may train on."""
+        """Every second sentence from the first on, which an edit may train on."""
         return self._text[::2]
 
     @property
     def test_text(self) -> tuple[str, ...]:
-        """The other sentences, which no edit trains on: what perplexity is measured on."""
+        """Every second sentence from the second on, which no edit trains on: perplexity is measured here."""
         return self._text[1::2]
 
     @property
     def name(self) -> str:
-        """What the collection is called in tables."""
+        """The name of the collection in tables."""
         return self._name
 
     def _with(self, facts: Iterable[Fact]) -> Facts:
         return Facts(facts, text=self._text, name=self._name)
 
-    def where(self, keep: Callable[[Fact], bool]) -> Facts:
+    def where(self, condition: Callable[[Fact], bool]) -> Facts:
         """Return the facts for which a condition holds.
 
         Example:
@@ -94,16 +94,16 @@ class Facts(Sequence[Fact]):
             >>> [fact.subject for fact in facts.where(lambda fact: fact.answer == "chess")]
             ['Ann']
         """
-        return self._with(fact for fact in self._facts if keep(fact))
+        return self._with(fact for fact in self._facts if condition(fact))
 
     @property
     def forget(self) -> Facts:
-        """The facts to cut."""
+        """The facts to forget."""
         return self.where(lambda fact: fact.split == "forget")
 
     @property
     def retain(self) -> Facts:
-        """The facts an edit may train on to keep them."""
+        """The facts that must survive, which an edit may train on."""
         return self.where(lambda fact: fact.split == "retain")
 
     @property
@@ -113,14 +113,14 @@ class Facts(Sequence[Fact]):
 
     @property
     def maintained(self) -> Facts:
-        """What to score what was kept on: `test` if there is any, else `retain`."""
+        """The facts that show what survived an edit: `test` if it is not empty, else `retain`."""
         return self.test if len(self.test) else self.retain
 
     def require(self, *splits: Split) -> None:
         """Check that splits are not empty.
 
         Raises:
-            FactError: one is; the message says which there are.
+            FactError: if one is; the message counts the facts of each.
         """
         for split in splits:
             if split not in SPLITS:
@@ -163,17 +163,17 @@ class Facts(Sequence[Fact]):
         text: Sequence[str] = (),
         name: str = "",
     ) -> Facts:
-        """Make facts of dictionaries, one each; keys that are no field of a fact are left out.
+        """Convert dictionaries to facts; keys that are no field of a fact are ignored.
 
         Args:
-            records: the rows; `prompt`, `subject` and `answer` are needed. Fields of several values take a
-                list, a JSON list as text, or text separated by ``|``; empty cells count as not given.
-            columns: field -> column, where they differ, as in ``{"prompt": "question"}``.
+            records: the rows; `prompt`, `subject` and `answer` are required. Fields of several values take a
+                list, a JSON list as text, or text separated by ``|``; empty cells count as missing.
+            columns: column of a field, where their names differ, as in ``{"prompt": "question"}``.
             text: general sentences.
-            name: what to call the collection.
+            name: name of the collection.
 
         Raises:
-            FactError: a column is missing or a fact is unusable; the message says in which record.
+            FactError: if a column is missing or a fact is invalid; the message names the record.
 
         Example:
             >>> Facts.from_records([{"q": "Mary plays", "subject": "Mary", "answer": "golf"}],
@@ -197,10 +197,10 @@ class Facts(Sequence[Fact]):
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, columns: Mapping[str, str] | None = None) -> Facts:
-        """Read facts from JSON lines, as written by `to_jsonl` or by anyone else; see `from_records`.
+        """Read facts from JSON lines, written by `to_jsonl` or elsewhere; see `from_records`.
 
         Raises:
-            DataError: the file is truncated, altered or of another format.
+            DataError: if the file is truncated, altered or of another format.
         """
         header, records = files.read_jsonl(path)
         name = header.get("name", Path(path).stem)
@@ -210,17 +210,17 @@ class Facts(Sequence[Fact]):
     def from_dataset(
         cls, dataset: Any, *, columns: Mapping[str, str] | None = None, text: Sequence[str] = ()
     ) -> Facts:
-        """Make facts of the rows of a Hugging Face ``datasets.Dataset``; see `from_records`.
+        """Convert the rows of a Hugging Face ``datasets.Dataset`` to facts; see `from_records`.
 
         Raises:
-            FactError: `dataset` is a dictionary of splits.
+            FactError: if `dataset` is a dictionary of splits.
         """
         if isinstance(dataset, Mapping):
             raise FactError(f"the dataset has the splits {list(dataset)}; give one, as in dataset['train']")
         return cls.from_records(dataset, columns=columns, text=text)
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write everything, nested facts and text included; `from_jsonl` gives an equal collection."""
+        """Write the facts, nested ones included, and the text; `from_jsonl` returns an equal collection."""
         records = [fact.to_record() for fact in self._facts]
         files.write_jsonl(path, records, text=self._text, name=self._name)
 

@@ -1,9 +1,9 @@
-"""One fact as a value: what is asked, about whom, what is answered, and what goes with it.
+"""One fact as a value: a prompt, its subject and answer, and the data that edits and audits need.
 
-1. A ``Fact`` is one question in one phrasing, with everything an edit or an audit may want to know about it.
-2. It checks itself when it is made, so what exists is usable.
+1. A ``Fact`` is one question in one phrasing, with further phrasings, options and related facts.
+2. It is validated when it is constructed.
 3. Its other forms (`asking`, `phrasings`, `multiple_choice`) are facts again, scored by the same code.
-4. `to_record` and `from_record` turn it into what JSON can hold, and back.
+4. `to_record` and `from_record` convert it to a dictionary that JSON can hold, and back.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ class Fact:
 
     Args:
         prompt: the question or the start of a statement, without the answer; always a training phrasing.
-        subject: whom it is about, exactly as written in the prompt.
-        answer: what completes the prompt; a space joins them where neither has one.
+        subject: the subject, exactly as written in the prompt.
+        answer: the completion of the prompt; they are joined by a space where neither has one.
         foil: a wrong answer to compare with.
-        new: what an edit should make the model say instead.
-        relation: what is asked, such as ``"sport"``.
-        split: ``"forget"`` is to be cut, ``"retain"`` may be trained on to keep it, ``"test"`` is never
-            trained on by an edit or an attack and only scored.
+        new: the answer that an edit should teach instead.
+        relation: the relation of subject and answer, such as ``"sport"``.
+        split: ``"forget"``: to be forgotten; ``"retain"``: must survive and may be trained on; ``"test"``:
+            only scored, never trained on by an edit or an attack.
         validation: phrasings (full prompts) for choosing steps and learning rates, never trained on.
         held_out: phrasings only for the final audit.
         train: further phrasings that may be trained on, beside `prompt`.
         options: all candidate answers, scored whole; `answer` and `new` are among them.
         choice: a multiple-choice prompt with fields ``{A} {B} ...`` that ends before the letter.
-        entailed: facts that should follow the edit; their `new` is what they would become.
+        entailed: facts that follow from this one; their `new` is what follows from this fact's `new`.
         others: other facts of the same subject, which must survive.
-        neighbours: untouched facts by the kind of likeness, such as ``"same first name"``.
+        neighbours: similar facts that must survive, by their likeness, such as ``"same first name"``.
 
     Raises:
-        FactError: what is given contradicts itself; the message says how to mend it.
+        FactError: if fields contradict each other; the message says how to correct them.
 
     Example:
         >>> fact = Fact("Mary Lee plays the sport of", "Mary Lee", "golf", new="tennis")
@@ -132,13 +132,13 @@ class Fact:
 
     @property
     def subject_span(self) -> tuple[int, int]:
-        """Where the subject stands in the prompt, in characters.
+        """Start and end of the subject in the prompt, in characters.
 
-        The last occurrence that is a word of its own counts (so ``"Ann"`` is not found in ``"Anna"``):
-        a prompt that opens with examples puts the question last.
+        Of several occurrences the last separate word counts (``"Ann"`` does not match in ``"Anna"``): a
+        prompt that opens with examples puts the question last.
         """
-        found = list(re.finditer(rf"(?<!\w){re.escape(self.subject)}(?!\w)", self.prompt))
-        start = found[-1].start() if found else self.prompt.rfind(self.subject)
+        matches = list(re.finditer(rf"(?<!\w){re.escape(self.subject)}(?!\w)", self.prompt))
+        start = matches[-1].start() if matches else self.prompt.rfind(self.subject)
         return start, start + len(self.subject)
 
     @property
@@ -147,21 +147,21 @@ class Fact:
         return (self.prompt, *self.train)
 
     def replace(self, **changes: Any) -> Fact:
-        """Return a copy with some fields changed, checked anew."""
+        """Return a validated copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def asking(self, prompt: str) -> Fact:
-        """Return the same fact asked in one way alone: other phrasings are left behind."""
+        """Return the same fact with another prompt and no further phrasings."""
         return self.replace(prompt=prompt, train=(), validation=(), held_out=())
 
     def phrasings(self, which: Phrasing) -> tuple[Fact, ...]:
-        """Return the same fact once for every phrasing of one kind.
+        """Return a copy of the fact for every phrasing of one kind.
 
         Args:
             which: ``"train"`` (with `prompt` first), ``"validation"`` or ``"held_out"``.
 
         Raises:
-            FactError: there is no such kind.
+            FactError: if there is no such kind.
 
         Example:
             >>> fact = Fact("Mary plays", "Mary", "golf", train=("The sport of Mary is",))
@@ -176,11 +176,11 @@ class Fact:
     def multiple_choice(self, seed: int) -> Fact:
         """Return the fact as a multiple-choice question, answered by a letter.
 
-        Answer, new answer and foil are among the options shown, the others are drawn; all are shuffled, by
-        the seed and the fact, so that one seed gives every fact another order.
+        Answer, new answer and foil are among the options shown, and the remaining ones are drawn at random.
+        The order depends on the seed and on the fact.
 
         Raises:
-            FactError: the fact has no `choice`.
+            FactError: if the fact has no `choice`.
 
         Example:
             >>> fact = Fact("Mary plays", "Mary", "golf", options=("golf", "tennis"),
@@ -193,8 +193,8 @@ class Fact:
         rng = random.Random(f"{seed} {self.choice}")
         letters = _letters(self.choice)
         rest = rng.sample(self.options, len(self.options))
-        wanted = [word for word in (self.answer, self.new, self.foil) if word in self.options]
-        shown = list(dict.fromkeys([*wanted, *rest]))[: len(letters)]
+        required = [word for word in (self.answer, self.new, self.foil) if word in self.options]
+        shown = list(dict.fromkeys([*required, *rest]))[: len(letters)]
         rng.shuffle(shown)
         letter_of = {word: letter for letter, word in zip(letters, shown, strict=True)}
         word_of = dict(zip(letters, shown, strict=True))
@@ -210,7 +210,7 @@ class Fact:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """Return the fields that are set, as JSON can hold them."""
+        """Return the fields that are set, in a form that JSON can hold."""
         record = {name: getattr(self, name) for name in FIELDS}
         for name in _FACTS:
             record[name] = [fact.to_record() for fact in record[name]]
@@ -219,7 +219,7 @@ class Fact:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], *, columns: Mapping[str, str] | None = None) -> Fact:
-        """Make a fact of a dictionary; see `Facts.from_records`."""
+        """Convert a dictionary to a fact; see `Facts.from_records`."""
         values = files.renamed(record, columns, fields=FIELDS)
         for name, cell in values.items():
             if name in _TEXTS:

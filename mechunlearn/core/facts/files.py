@@ -1,11 +1,9 @@
-"""Records on disk: CSV and JSON lines, read and written without knowing what a fact is.
+"""Read and write records, which are plain dictionaries, as CSV and JSON lines.
 
-A record is a plain dictionary. What is read goes through three steps:
-
-1. The file becomes dictionaries; a line that cannot be read is an error that names the line.
-2. A column mapping renames their keys to the names of ``Fact``; a missing column is an error that lists
-   the columns there are.
-3. Cells that hold several values become tuples: a list as it is, a JSON list as text, or text split at ``|``.
+1. Each line or row becomes a dictionary; an unreadable one is an error that names the line.
+2. A column mapping renames the keys to the fields of ``Fact``; a missing column is an error that lists the
+   columns there are.
+3. Cells of several values become tuples: from a list, a JSON list as text, or text split at ``|``.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ REQUIRED = ("prompt", "subject", "answer")
 
 
 def absent(value: object) -> bool:
-    """Say whether a cell holds nothing: None, an empty string or list, or pandas' NaN.
+    """Return whether a cell is empty: None, an empty string or list, or pandas' NaN.
 
     Example:
         >>> absent(""), absent(float("nan")), absent(0)
@@ -37,13 +35,13 @@ def absent(value: object) -> bool:
 
 
 def several(cell: object) -> tuple[Any, ...]:
-    """Read a cell that may hold several values.
+    """Split a cell that may hold several values.
 
     Args:
         cell: a list or tuple, a JSON list as text, or text whose values are separated by ``|``.
 
     Raises:
-        FactError: the text starts like a JSON list and is none.
+        FactError: if the text starts like a JSON list and is none.
 
     Example:
         >>> several("golf | tennis"), several('["golf", "tennis"]')
@@ -57,10 +55,10 @@ def several(cell: object) -> tuple[Any, ...]:
 
 
 def parsed(cell: str) -> Any:
-    """Read a cell of JSON text.
+    """Parse a cell of JSON text.
 
     Raises:
-        FactError: the text is not JSON.
+        FactError: if the text is not JSON.
 
     Example:
         >>> parsed('{"same sport": []}')
@@ -78,15 +76,15 @@ def parsed(cell: str) -> Any:
 def renamed(
     record: Mapping[str, Any], columns: Mapping[str, str] | None, *, fields: Sequence[str]
 ) -> dict[str, Any]:
-    """Pick the fields of a fact out of a record.
+    """Select the fields of a fact from a record.
 
     Args:
-        record: one row; keys that are no field of a fact are left out.
-        columns: field -> column, for those whose names differ.
+        record: one row; keys that are no field of a fact are ignored.
+        columns: column of a field, where their names differ.
         fields: the names of all fields.
 
     Raises:
-        FactError: `columns` names no field, or a column is missing.
+        FactError: if a key of `columns` is no field, or a column is missing.
 
     Example:
         >>> renamed({"q": "Mary plays", "subject": "Mary", "answer": "golf", "id": 7},
@@ -100,9 +98,9 @@ def renamed(
     for field in (*columns, *REQUIRED):
         column = columns.get(field, field)
         if column not in record:
-            there = ", ".join(repr(name) for name in record)
+            names = ", ".join(repr(name) for name in record)
             raise FactError(
-                f"column {column!r}, wanted for {field!r}, is not among the columns {there}; "
+                f"column {column!r}, wanted for {field!r}, is not among the columns {names}; "
                 f"say which column holds it, as in columns={{{field!r}: ...}}"
             )
     picked = {field: record.get(columns.get(field, field)) for field in fields}
@@ -114,7 +112,7 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
     """Read a CSV file with a header row (UTF-8, with or without a byte-order mark).
 
     Raises:
-        DataError: the file is not UTF-8 text, or a row has more cells than the header has columns.
+        DataError: if the file is not UTF-8 text, or a row has more cells than the header has columns.
     """
     rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(_text(path), newline="")))
     for number, row in enumerate(rows, start=1):
@@ -133,7 +131,7 @@ def read_jsonl(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         The header (empty if there is none), and the records.
 
     Raises:
-        DataError: a line is not a JSON object, the file is of another format, or it is empty or cut short.
+        DataError: if a line is not a JSON object, the file is of another format, or it is empty or cut short.
     """
     lines = _text(path).split("\n")
     rows = [_object(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -161,7 +159,7 @@ def read_jsonl(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def write_jsonl(
     path: str | Path, records: Sequence[Mapping[str, Any]], *, text: Sequence[str], name: str
 ) -> None:
-    """Write a header line, then one record a line; the file appears whole or not at all."""
+    """Write a header line, then one record a line; an interrupted write leaves the old file as it was."""
     header = {"format": FORMAT, "name": name, "facts": len(records), "text": list(text)}
     lines = [json.dumps(row, ensure_ascii=False) for row in (header, *records)]
     write_text(path, "\n".join(lines) + "\n")

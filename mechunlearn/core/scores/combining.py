@@ -18,8 +18,8 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechunlearn.core.scores.labels import component, site_coords
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.errors import ScoresError, one_of
 
 _Combiner = Callable[[Float[np.ndarray, "part *rest"]], Float[np.ndarray, "*rest"]]

@@ -1,12 +1,12 @@
-"""Scores as pictures.
+"""Draw scores.
 
-1. Without positions: layers upwards, the components of a layer to the right. Where a picture has more columns
-   than can be named, parts of heads (``head .q``), patterns and neurons are panels of their own; of neurons
+1. Without positions: layers upwards, the components of a layer to the right. Where there are more columns
+   than can be labelled, parts of heads (``head .q``), patterns and neurons have separate panels; of neurons
    the strongest of each layer are drawn, strongest first.
 2. With positions: layers upwards, tokens to the right, and a panel for every kind of site. Where a layer has
    several sites of a kind (heads), every site is a row; of hundreds, the strongest are drawn.
-3. Every metric is a panel too. Panels of one unit share one colour scale; metrics of other units have theirs.
-4. Panels stand side by side while all their columns can be named, and under one another otherwise.
+3. Every metric has a panel. Panels of one unit share one colour scale.
+4. Panels stand side by side while all their columns can be labelled, and under one another otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _NAMED = 40
-"""Columns that can be named, and neurons or rows that are drawn where there are far more."""
+"""Most columns that are labelled, and number of neurons or rows drawn where there are far more."""
 _ROWS = 200
 _GAPLESS = 60
 
@@ -89,19 +89,19 @@ def _sites(values: xr.DataArray) -> list[Site]:
 
 
 def _metrics(values: xr.DataArray) -> dict[str, xr.DataArray]:
-    """The scores of every metric, with its unit; where there is but one, its name is empty."""
+    """The scores of every metric, with its unit; a single one has an empty name."""
     if "metric" not in values.dims:
         return {"": values}
     names = values["metric"].values.tolist()
     units = values["unit"].values.tolist() if "unit" in values.coords else [values.attrs["unit"]] * len(names)
     return {
-        name: values.isel(metric=place, drop=True).assign_attrs(unit=units[place])
-        for place, name in enumerate(names)
+        name: values.isel(metric=index, drop=True).assign_attrs(unit=unit)
+        for index, (name, unit) in enumerate(zip(names, units, strict=True))
     }
 
 
 def _kinds(values: xr.DataArray) -> dict[str, xr.DataArray]:
-    """The scores of every panel; where there is but one, its name is empty."""
+    """The scores of every panel; a single one has an empty name."""
     sites, by_position = _sites(values), "pos" in values.dims
 
     def panel(site: Site) -> str:
@@ -113,55 +113,52 @@ def _kinds(values: xr.DataArray) -> dict[str, xr.DataArray]:
     if len(set(names)) == 1 or not (by_position or len({site.column for site in sites}) > _NAMED):
         return {"": values}
     rest = ", ".join(dict.fromkeys(site.kind for site, name in zip(sites, names, strict=True) if not name))
-    places = {name: [place for place, other in enumerate(names) if other == name] for name in names}
-    return {name or rest: values.isel(site=found) for name, found in places.items()}
+    rows_of: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows_of.setdefault(name, []).append(row)
+    return {name or rest: values.isel(site=rows) for name, rows in rows_of.items()}
 
 
 def _by_component(values: xr.DataArray) -> tuple[str, _Panel]:
-    """Layers by components; of too many neurons the strongest, which the name says."""
+    """A panel of layers by components, and a note where only the strongest neurons are drawn."""
     sites, heights = _sites(values), values.values
     # Sorted without their layer, columns stand in the order in which a block computes.
     columns = list(dict.fromkeys(site.column for site in sorted(sites, key=lambda site: site.key[1:])))
-    places, name = {column: place for place, column in enumerate(columns)}, ""
-    column_of = {site: places[site.column] for site in sites}
+    column_of, note = {site: columns.index(site.column) for site in sites}, ""
     if len(columns) > _NAMED and {site.kind for site in sites} == {"neuron"}:
         column_of = _ranked(sites, heights)
         most = max(column_of.values()) + 1
-        columns = [f"{place + 1}." for place in range(min(most, _NAMED))]
-        name = "strongest first" if most <= _NAMED else f"the {_NAMED} strongest of each layer"
+        columns = [f"{rank}." for rank in range(1, min(most, _NAMED) + 1)]
+        note = "strongest first" if most <= _NAMED else f"the {_NAMED} strongest of each layer"
     rows = [f"L{layer}" for layer in range(max(site.layer or 0 for site in sites) + 1)]
     grid, texts = np.full((len(rows), len(columns)), np.nan), [[""] * len(columns) for _ in rows]
     for site, height in zip(sites, heights, strict=True):
         row, column = site.layer or 0, column_of[site]
         if column < len(columns):
             grid[row, column], texts[row][column] = height, str(site)
-    return name, _Panel(grid, rows, columns, texts, values.attrs["unit"])
+    return note, _Panel(grid, rows, columns, texts, values.attrs["unit"])
 
 
 def _ranked(sites: Sequence[Site], heights: Float[np.ndarray, " site"]) -> dict[Site, int]:
-    """The place of every site in its layer, the farthest from 0 first."""
-    order = np.argsort(-np.abs(np.nan_to_num(heights)), kind="stable")
-    seen: Counter[int | None] = Counter()
-    places = {}
-    for site in (sites[place] for place in order):
-        places[site] = seen[site.layer]
-        seen[site.layer] += 1
-    return places
+    """The rank of every site in its layer, 0 for the farthest from 0."""
+    ranks, ranked = {}, Counter[int | None]()
+    for row in np.argsort(-np.abs(np.nan_to_num(heights)), kind="stable"):
+        layer = sites[row].layer
+        ranks[sites[row]] = ranked[layer]
+        ranked[layer] += 1
+    return ranks
 
 
 def _by_position(values: xr.DataArray) -> tuple[str, _Panel]:
-    """Layers, or sites where a layer has several, by tokens; of too many sites the strongest."""
+    """A panel of layers by tokens, or of sites by tokens where a layer has several, and a note as above."""
     sites, tokens = _sites(values), values["token"].values.tolist()
-    heights, name = values.transpose("site", "pos").values, ""
+    heights, note = values.transpose("site", "pos").values, ""
     if len(sites) > _ROWS:
-        reach = np.abs(np.nan_to_num(heights)).max(axis=1)
-        kept = sorted(np.argsort(-reach, kind="stable")[:_NAMED])
-        sites, heights, name = (
-            [sites[place] for place in kept],
-            heights[kept],
-            f"the {_NAMED} strongest of {len(sites)}",
-        )
-    if len({site.layer for site in sites}) < len(sites) or name:
+        note = f"the {_NAMED} strongest of {len(sites)}"
+        magnitudes = np.abs(np.nan_to_num(heights)).max(axis=1)
+        strongest = sorted(np.argsort(-magnitudes, kind="stable")[:_NAMED])
+        sites, heights = [sites[row] for row in strongest], heights[strongest]
+    if len({site.layer for site in sites}) < len(sites) or note:
         rows, row_of = list(map(str, sites)), {site: row for row, site in enumerate(sites)}
     else:
         rows = [f"L{layer}" for layer in range(max(site.layer or 0 for site in sites) + 1)]
@@ -169,7 +166,7 @@ def _by_position(values: xr.DataArray) -> tuple[str, _Panel]:
     grid, texts = np.full((len(rows), len(tokens)), np.nan), [[""] * len(tokens) for _ in rows]
     for site, line in zip(sites, heights, strict=True):
         grid[row_of[site]], texts[row_of[site]] = line, [f"{site}, {token}" for token in tokens]
-    return name, _Panel(grid, rows, tokens, texts, values.attrs["unit"])
+    return note, _Panel(grid, rows, tokens, texts, values.attrs["unit"])
 
 
 def _side_by_side(panels: Sequence[_Panel]) -> bool:
@@ -179,24 +176,24 @@ def _side_by_side(panels: Sequence[_Panel]) -> bool:
 
 
 def _stacked(panels: Mapping[str, _Panel], title: str) -> go.Figure:
-    """Panels under one another, each with the colours of its unit beside it."""
-    reach: dict[str, list[float]] = {}
+    """Stack panels under one another, each with the colour scale of its unit."""
+    extremes: dict[str, list[float]] = {}
     for panel in panels.values():
-        known = panel.grid[np.isfinite(panel.grid)]
-        reach.setdefault(panel.unit, []).extend((known.min(initial=0), known.max(initial=0)))
+        finite = panel.grid[np.isfinite(panel.grid)]
+        extremes.setdefault(panel.unit, []).extend((finite.min(initial=0), finite.max(initial=0)))
     figures = []
     for name, panel in panels.items():
         figure = matrix_plot(
             panel.grid, rows=panel.rows, cols=panel.cols, title=name, unit=panel.unit, hover=panel.texts
         )
-        ends = np.array([reach[panel.unit]])
+        ends = np.array([extremes[panel.unit]])
         scale = matrix_plot(ends, rows=[""], cols=[""] * ends.size, unit=panel.unit).layout.coloraxis
         figures.append(_spaced(figure, panel).update_layout(coloraxis=scale))
     return stack(figures, title=title).update_layout(plot_bgcolor=figures[0].layout.plot_bgcolor)
 
 
 def _spaced(figure: go.Figure, panel: _Panel) -> go.Figure:
-    """Of very many cells, draw no gaps between them: they would be all that is seen."""
+    """Draw no gaps between very small cells, which they would hide."""
     tall, wide = (size > _GAPLESS for size in panel.grid.shape)
     figure.update_traces(ygap=0 if tall else 1, xgap=0 if wide else 1)
     return figure.update_layout(height=max(figure.layout.height, 120 + 7 * len(panel.rows) * tall))

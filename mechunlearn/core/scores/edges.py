@@ -23,8 +23,8 @@ from mechunlearn.core.scores.combining import farthest_position
 from mechunlearn.core.scores.edge_drawing import heatmap
 from mechunlearn.core.scores.labelled import LabelledScores
 from mechunlearn.core.scores.scores import Scores
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.errors import ScoresError, one_of
 
 if TYPE_CHECKING:

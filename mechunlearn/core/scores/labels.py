@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.errors import ScoresError, one_of
 
 DIMS = ("fact", "sample", "site", "pos", "metric")

@@ -25,8 +25,8 @@ from mechunlearn.core.scores.labelled import LabelledScores
 from mechunlearn.core.scores.labels import label, select_label
 from mechunlearn.core.scores.selection import rank, require_convention, top_guo2024, top_k, top_params
 from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.errors import ScoresError, one_of
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from jaxtyping import Int
 
 from mechunlearn.core.sites.budget import gap
 from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.errors import ScoresError, one_of
 
 

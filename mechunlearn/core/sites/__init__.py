@@ -1,1 +1,1 @@
-"""Places in a model: one ``Site``, a ``Localization`` of several, and all ``ModelSites`` of a model."""
+"""Sites of a model: one ``Site``, a ``Localization`` of several, and all ``ModelSites``."""

@@ -1,10 +1,10 @@
-"""Spend a number of parameters on sites, in order.
+"""Spend a budget of parameters on sites, in order.
 
 1. A site is taken while it fits.
 2. The first that does not fit is broken into its heads or neurons, and as many of them as fit are taken in a
    random order.
 3. If the gap still exceeds the tolerance (a head can be larger than what is left), the next site is tried in
-   the same way; otherwise this is the end.
+   the same way; otherwise the selection ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from mechunlearn.core.sites.site import Site
 
 if TYPE_CHECKING:
-    from mechunlearn.core.sites.universe import ModelSites
+    from mechunlearn.core.sites.model_sites import ModelSites
 
 TOLERANCE = 0.05
 """Two localizations are of equal size when their parameters agree within this share."""
@@ -29,11 +29,11 @@ def spend(
     """Choose sites whose parameters add up to the budget as nearly as the order allows.
 
     Args:
-        ranked: sites in the order in which they are wanted.
+        ranked: sites, the best first.
         params: the budget, in parameters.
-        sites: the sites of the model, which count parameters and name the pieces of a component.
-        random: draws the pieces of the component that does not fit as a whole.
-        slack: parameters by which the budget may be exceeded where that comes nearer to it.
+        sites: the sites of the model, which count parameters and list the heads or neurons of a component.
+        random: random generator that orders the heads or neurons of a component that does not fit.
+        slack: number of parameters by which the budget may be exceeded where that comes nearer to it.
 
     Raises:
         SiteError: if a site is not of this model.
@@ -41,13 +41,13 @@ def spend(
     chosen: list[Site] = []
     left = params
     for site in ranked:
-        whole = _fits(sites.size([site]), left, slack)
-        for piece in [site] if whole else _shuffled(sites.pieces(site), random):
+        fits = _fits(sites.size([site]), left, slack)
+        for piece in [site] if fits else _shuffled(sites.pieces(site), random):
             size = sites.size([piece])
             if _fits(size, left, slack):
                 chosen.append(piece)
                 left -= size
-        if not whole and left <= params * TOLERANCE:
+        if not fits and left <= params * TOLERANCE:
             break
     return chosen
 
@@ -58,15 +58,15 @@ def _fits(size: int, left: int, slack: int) -> bool:
 
 
 def _shuffled(pieces: tuple[Site, ...], random: np.random.Generator) -> Iterator[Site]:
-    return (pieces[place] for place in random.permutation(len(pieces)))
+    return (pieces[index] for index in random.permutation(len(pieces)))
 
 
-def gap(size: int, wanted: int) -> str:
-    """Say how a size compares with what was wanted.
+def gap(size: int, target: int) -> str:
+    """Describe a size and its relative distance from a target.
 
     Example:
         >>> gap(270_336, 269_500)
         '270,336 parameters, gap +0.3 %'
     """
     # Adding zero turns a rounded -0.0 into 0.0.
-    return f"{size:,} parameters, gap {round(100 * (size / wanted - 1), 1) + 0.0:+.1f} %"
+    return f"{size:,} parameters, gap {round(100 * (size / target - 1), 1) + 0.0:+.1f} %"

@@ -1,9 +1,9 @@
-"""Localizations as pictures: layers upwards, components to the right, every cell the share that is chosen.
+"""Draw localizations: layers upwards, components to the right, each cell the share of a component in the set.
 
-1. The columns are the components that a localization speaks of: heads if it holds any, else whole attention
-   layers; always whole MLPs, in whose cells neurons and halves of MLPs are gathered.
-2. A cell is 1 for a whole component and 0 for one that is left alone. In between, the sites of a model give
-   the share of parameters; without them the share is unknown and drawn as one half.
+1. The columns are heads if the localization holds any, else whole attention layers; then whole MLPs, whose
+   cells also count neurons and halves of MLPs.
+2. A cell is 1 for a component in the set and 0 for one outside. In between, the sites of a model give the
+   share of its parameters; without them the share is unknown and drawn as one half.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mechunlearn.core.viz.grids import matrix_panels, matrix_plot
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from mechunlearn.core.sites.universe import ModelSites
+    from mechunlearn.core.sites.model_sites import ModelSites
 
 _SHARE = "share of the component"
 _SPLIT = ("head", "kv")
@@ -32,7 +32,7 @@ def heatmap(localization: Localization, sites: ModelSites | None = None) -> go.F
     """Draw one localization.
 
     Args:
-        localization: what to draw.
+        localization: the localization.
         sites: the sites of the model, for its full depth and exact shares; without them the picture ends at
             the last layer of the localization.
 
@@ -55,14 +55,14 @@ def compare(localizations: Mapping[str, Localization], sites: ModelSites) -> go.
     """Draw several localizations of one model side by side, with the same columns and colours.
 
     Args:
-        localizations: what to draw, by the name above each panel.
+        localizations: the localizations, by the name above each panel.
         sites: the sites of the model, ``hm.sites``.
 
     Raises:
         SiteError: if a site is not of this model.
     """
-    columns = _columns([site for found in localizations.values() for site in found], sites)
-    cells = {name: _cells(found, columns, sites) for name, found in localizations.items()}
+    columns = _columns([site for localization in localizations.values() for site in localization], sites)
+    cells = {name: _cells(localization, columns, sites) for name, localization in localizations.items()}
     return matrix_panels(
         {name: values for name, (values, _) in cells.items()},
         rows=[f"L{layer}" for layer in range(len(columns))],
@@ -72,17 +72,17 @@ def compare(localizations: Mapping[str, Localization], sites: ModelSites) -> go.
     )
 
 
-def _columns(found: Iterable[Site], sites: ModelSites | None) -> list[list[Site | None]]:
-    """The components drawn in every layer; ``embed`` lies beside the first."""
-    given = list(found)
-    # Without a model, the largest numbers seen are all that is known of its shape.
+def _columns(drawn: Iterable[Site], sites: ModelSites | None) -> list[list[Site | None]]:
+    """The components drawn in every layer; ``embed`` is a column in the first layer's row."""
+    drawn = list(drawn)
+    # Without a model, its shape is at least as large as the largest numbers that are drawn.
     counts = {
-        kind: max((site.index or 0 for site in given if site.kind == kind), default=-1) + 1 for kind in _SPLIT
+        kind: max((site.index or 0 for site in drawn if site.kind == kind), default=-1) + 1 for kind in _SPLIT
     }
-    layers = max((site.layer for site in given if site.layer is not None), default=0) + 1
+    layers = max((site.layer for site in drawn if site.layer is not None), default=0) + 1
     split = any(counts.values())
     if sites:
-        sites.check(given)
+        sites.check(drawn)
         layers, groups = sites.shape.n_layers, sites.shape.n_kv_heads * sites.shape.grouped
         counts = {"head": sites.shape.n_heads, "kv": groups}
     attention = (
@@ -91,7 +91,7 @@ def _columns(found: Iterable[Site], sites: ModelSites | None) -> list[list[Site 
     columns: list[list[Site | None]] = [
         [Site(kind, layer, index) for kind, index in [*attention, ("mlp", None)]] for layer in range(layers)
     ]
-    if Site("embed") in given:
+    if Site("embed") in drawn:
         columns = [[*row, Site("embed") if row is columns[0] else None] for row in columns]
     return columns
 
@@ -107,7 +107,7 @@ def _cells(
     def share(component: Site | None) -> float:
         if component is None:
             return float("nan")
-        if any(whole in localization for whole in (component, *component.wider)):
+        if any(site in localization for site in (component, *component.wider)):
             return 1.0
         if sites is None or component not in inside:
             return 0.5 * (component in inside)

@@ -1,9 +1,10 @@
-"""A frozen set of weight sites: the value that every localizer ends in and every edit starts from.
+"""A frozen set of weight sites: what localizers select and edits change.
 
-1. A localization is disjoint: no weight is named twice, so parameters are counted by adding.
-2. Set operations hold both operands to the same rule, because ``{L3.mlp} - {L3.mlp.neuron[7]}`` would
-   otherwise take nothing away without a word. ``refine`` brings sets to one grain.
-3. On disk it is a list of site strings that people can read and write.
+1. The sites of a localization are disjoint: no weight belongs to two of them, so sizes add up.
+2. Both operands of a set operation together must be disjoint or equal site by site, because
+   ``{L3.mlp} - {L3.mlp.neuron[7]}`` would otherwise silently remove nothing. ``refine`` brings sets to one
+   grain.
+3. The file is a list of site strings that people can read and write.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ from mechunlearn.errors import DataError, LocalizationError, one_of
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from mechunlearn.core.sites.universe import ModelSites
+    from mechunlearn.core.sites.model_sites import ModelSites
 
 FORMAT = "mechunlearn.localization/1"
 
 
 class Localization(Set[Site]):
-    """A frozen set of disjoint weight sites: where an edit may write.
+    """A frozen set of disjoint weight sites: the weights that an edit may change.
 
-    The operators ``| & - ^ <= ==`` work on whole sites and keep the type; iteration is sorted; two
-    localizations of the same sites are equal wherever they came from. The empty set is a legal value.
+    The operators ``| & - ^ <= ==`` compare sites and return localizations; iteration is sorted; two
+    localizations of the same sites are equal whatever their source. A localization may be empty.
 
     Args:
         sites: sites, or the strings they print as.
-        source: a few words on where the set came from; shown and saved, never compared.
+        source: a few words on how the set was chosen; shown and saved, never compared.
 
     Raises:
         SiteError: if a string is no site.
         LocalizationError: if two sites share weights, or one is a state site.
 
     Example:
-        >>> found = Localization(["L4.mlp", "L3.mlp"], source="by hand")
-        >>> found
+        >>> mlps = Localization(["L4.mlp", "L3.mlp"], source="by hand")
+        >>> mlps
         Localization(L3.mlp, L4.mlp; by hand)
-        >>> found - Localization(["L4.mlp", "L5.attn"])
+        >>> mlps - Localization(["L4.mlp", "L5.attn"])
         Localization(L3.mlp)
     """
 
@@ -53,16 +54,16 @@ class Localization(Set[Site]):
     def __init__(self, sites: Iterable[Site | str] = (), *, source: str = "") -> None:
         if isinstance(sites, str):
             raise LocalizationError(f"sites are given as a list: [{sites!r}]; not {sites!r}")
-        read = {Site.parse(site) if isinstance(site, str) else site for site in sites}
-        _require_weights(read)
-        _require_disjoint(read)
-        # A dictionary is a set that remembers its order.
-        self._sites = dict.fromkeys(sorted(read, key=lambda site: site.key))
+        parsed = {Site.parse(site) if isinstance(site, str) else site for site in sites}
+        _require_weights(parsed)
+        _require_disjoint(parsed)
+        # A dictionary is used as an ordered set.
+        self._sites = dict.fromkeys(sorted(parsed, key=lambda site: site.key))
         self._source = source
 
     @property
     def source(self) -> str:
-        """A few words on where the set came from."""
+        """A few words on how the set was chosen."""
         return self._source
 
     def __contains__(self, site: object) -> bool:
@@ -78,15 +79,15 @@ class Localization(Set[Site]):
         return hash(frozenset(self._sites))
 
     def __and__(self, other: Set[Any]) -> Localization:
-        theirs = self._comparable(other)
-        return Localization([site for site in self if site in theirs])
+        operand = self._comparable(other)
+        return Localization([site for site in self if site in operand])
 
     def __or__(self, other: Set[Any]) -> Localization:
         return Localization([*self, *self._comparable(other)])
 
     def __sub__(self, other: Set[Any]) -> Localization:
-        theirs = self._comparable(other)
-        return Localization([site for site in self if site not in theirs])
+        operand = self._comparable(other)
+        return Localization([site for site in self if site not in operand])
 
     def __xor__(self, other: Set[Any]) -> Localization:
         return (self | other) - (self & other)
@@ -96,18 +97,18 @@ class Localization(Set[Site]):
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    def isdisjoint(self, other: Iterable[Any]) -> bool:
+    def isdisjoint(self, sites: Iterable[Any]) -> bool:
         """Whether no site is in both."""
-        return not self & Localization(other)
+        return not self & Localization(sites)
 
-    def _comparable(self, other: Iterable[Any]) -> Localization:
-        """Read the other operand, and refuse one that cuts the same weights at another grain."""
-        theirs = other if isinstance(other, Localization) else Localization(other)
-        _require_disjoint({*self, *theirs})
-        return theirs
+    def _comparable(self, sites: Iterable[Any]) -> Localization:
+        """Convert an operand, and refuse one that names the same weights at another grain."""
+        operand = sites if isinstance(sites, Localization) else Localization(sites)
+        _require_disjoint({*self, *operand})
+        return operand
 
     def refine(self, grain: Literal["head", "neuron"], sites: ModelSites) -> Localization:
-        """Write every whole ``attn`` as its heads, or every whole ``mlp`` as its neurons.
+        """Replace every whole ``attn`` by its heads, or every whole ``mlp`` by its neurons.
 
         Under grouped queries the heads come with their ``kv`` groups. Output biases belong to no head and
         no neuron, so the refined set may be a few parameters smaller.
@@ -123,8 +124,8 @@ class Localization(Set[Site]):
         if grain not in ("head", "neuron"):
             raise LocalizationError(one_of("the grain", grain, ("head", "neuron")))
         sites.check(self)
-        whole = "attn" if grain == "head" else "mlp"
-        fine = [piece for site in self for piece in (sites.pieces(site) * (site.kind == whole) or (site,))]
+        coarse = "attn" if grain == "head" else "mlp"
+        fine = [piece for site in self for piece in (sites.pieces(site) * (site.kind == coarse) or (site,))]
         return Localization(fine, source=self.source)
 
     def save(self, path: str | Path) -> None:
@@ -146,8 +147,8 @@ class Localization(Set[Site]):
             source, sites = record.get("source"), record.get("sites")
             if not isinstance(source, str) or not isinstance(sites, list):
                 raise ValueError('it lacks its "source" (a string) or its "sites" (a list)')
-            if strange := [site for site in sites if not isinstance(site, str)]:
-                raise ValueError(f"a site is a string; not {strange[0]!r}")
+            if invalid := [site for site in sites if not isinstance(site, str)]:
+                raise ValueError(f"a site is a string; not {invalid[0]!r}")
             if len(set(sites)) < len(sites):
                 raise ValueError(f"{Counter(sites).most_common(1)[0][0]} is listed more than once")
             return Localization(sites, source=source)
@@ -185,9 +186,9 @@ def _require_disjoint(sites: Set[Site]) -> None:
     coarse = {site for site in sites if site.kind in ("attn", "mlp", "head", "kv")}
     layers = {site.layer for site in coarse}
     for site in sorted((site for site in sites if site.layer in layers), key=lambda site: site.key):
-        for whole in site.wider:
-            if whole in coarse:
-                grain = {"attn": "head", "mlp": "neuron"}.get(whole.kind if whole.part is None else "")
+        for wider in site.wider:
+            if wider in coarse:
+                grain = {"attn": "head", "mlp": "neuron"}.get(wider.kind if wider.part is None else "")
                 fits = grain is not None and site.part is None
                 remedy = f'bring both to one grain with .refine("{grain}", hm.sites)' if fits else "keep one"
-                raise LocalizationError(f"{whole} and {site} share weights; {remedy}")
+                raise LocalizationError(f"{wider} and {site} share weights; {remedy}")

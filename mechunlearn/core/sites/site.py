@@ -1,9 +1,9 @@
 """One place in a model, and how it is written.
 
-1. One table, ``_FORMS``, says how each kind is written. Printing fills the form in, parsing turns it into a
-   regular expression, and the order of the table, in which a block computes, sorts the sites.
-2. One property, ``Site.wider``, names the coarser sites that contain a site's weights. Two sites overlap when
-   they are equal, or when one is among the wider sites of the other; nothing else decides it.
+1. One table, ``_FORMS``, holds the written form of each kind. Printing fills the form in, parsing matches it
+   as a regular expression, and sites sort in the order of the table, in which a block computes.
+2. One property, ``Site.wider``, lists the coarser sites that contain a site's weights. Two sites overlap when
+   they are equal, or when one is among the wider sites of the other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FORMS = {
     "neuron": "L{layer}.mlp.neuron[{index}]",
     "resid_post": "L{layer}.resid_post",
 }
-_ORDER = {kind: place for place, kind in enumerate(_FORMS)}
+_ORDER = {kind: rank for rank, kind in enumerate(_FORMS)}
 _PARTS = {"head": ("q", "k", "v", "o"), "kv": ("k", "v"), "mlp": ("in", "gate", "out")}
 _STATES = frozenset({"resid_pre", "resid_mid", "resid_post", "pattern"})
 _GRAMMAR = (
@@ -60,7 +60,7 @@ class Site:
     never to a head or neuron. Sites sort by layer, then in the order in which a block computes.
 
     Args:
-        kind: what the place is; see above.
+        kind: the kind of site; see above.
         layer: block number from 0; None for ``embed`` alone.
         index: number of the head, group or neuron; None for the other kinds.
         part: ``q k v o`` of a head, ``k v`` of a group, ``in gate out`` of an MLP; None for the whole.
@@ -98,11 +98,11 @@ class Site:
         """Read a site from the string it prints as.
 
         Raises:
-            SiteError: if the string is no site; names the nearest one.
+            SiteError: if the string is no site; the message suggests the nearest one.
         """
         for kind, expression in _EXPRESSIONS.items():
-            if found := expression.fullmatch(text):
-                named = found.groupdict()
+            if match := expression.fullmatch(text):
+                named = match.groupdict()
                 layer, index = (None if named.get(n) is None else int(named[n]) for n in ("layer", "index"))
                 return cls(kind, layer, index, named.get("part"))
         raise SiteError(f"{text!r} is not a site; {_suggestion(text)}sites are written {_GRAMMAR}")
@@ -119,7 +119,7 @@ class Site:
 
     @property
     def key(self) -> tuple[int, int, int, int]:
-        """What the site sorts by: layer, kind, index, part."""
+        """The sort key: layer, kind, index, part."""
         part = -1 if self.part is None else _PARTS[self.kind].index(self.part)
         return (
             -1 if self.layer is None else self.layer,
@@ -130,32 +130,32 @@ class Site:
 
     @property
     def has_weights(self) -> bool:
-        """Whether the site holds parameters, and so can stand in a localization."""
+        """Whether the site holds parameters, so that a localization may contain it."""
         return self.kind not in _STATES
 
     @property
     def column(self) -> str:
-        """The site's name within its layer, ``head[2]`` of ``L5.head[2]``: what a plot writes on a column."""
+        """The site's name within its layer, which labels a plot's column: ``head[2]`` of ``L5.head[2]``."""
         return str(self).partition(".")[2] or self.kind
 
     @property
     def wider(self) -> tuple[Site, ...]:
-        """The coarser sites that hold some of this site's weights, the nearest first."""
+        """The coarser sites that hold some of this site's weights, the finest first."""
         if self.kind == "neuron":
             return (*(Site("mlp", self.layer, part=part) for part in _PARTS["mlp"]), Site("mlp", self.layer))
-        whole = () if self.part is None else (Site(self.kind, self.layer, self.index),)
-        return (*whole, Site("attn", self.layer)) if self.kind in ("head", "kv") else whole
+        parent = () if self.part is None else (Site(self.kind, self.layer, self.index),)
+        return (*parent, Site("attn", self.layer)) if self.kind in ("head", "kv") else parent
 
-    def overlaps(self, other: Site) -> bool:
+    def overlaps(self, site: Site) -> bool:
         """Whether some parameter belongs to both sites; state sites hold none."""
-        return self.has_weights and (self == other or other in self.wider or self in other.wider)
+        return self.has_weights and (self == site or site in self.wider or self in site.wider)
 
 
 def _suggestion(text: str) -> str:
-    """Name the site that was probably meant, with the numbers that were written."""
+    """The valid site nearest to a text, with the numbers of the text."""
     # The first number of a site is its layer, the second its index.
     layer, index, *_ = (*map(int, re.findall("[0-9]+", text)), 0, 0)
-    known = {kind: form.format(layer=layer, index=index) for kind, form in _FORMS.items()}
-    parts = [f"{known[kind]}.{part}" for kind in _PARTS for part in _PARTS[kind]]
-    near = get_close_matches(text, [*known.values(), *parts], n=1)
+    sites = {kind: form.format(layer=layer, index=index) for kind, form in _FORMS.items()}
+    parts = [f"{sites[kind]}.{part}" for kind in _PARTS for part in _PARTS[kind]]
+    near = get_close_matches(text, [*sites.values(), *parts], n=1)
     return f"did you mean {near[0]!r}? " if near else ""

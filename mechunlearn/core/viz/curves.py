@@ -1,4 +1,4 @@
-"""Curves and bars with intervals."""
+"""Draw curves and bars with intervals."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def line_plot(
     bands: Bands | None = None,
     chance: float | int | None = None,
 ) -> go.Figure:
-    """Draw curves with a marker at every point and, where given, an interval around them.
+    """Draw curves with a marker at every point and, optionally, an interval around them.
 
     Args:
         curves: heights, by the name in the legend; a NaN leaves a gap.
         x: a label for every point; labels may repeat.
-        at: where the points lie; default 0, 1, 2 and so on.
-        title: written above.
-        unit: what the heights are, written beside the axis.
+        at: horizontal positions of the points; default 0, 1, 2 and so on.
+        title: title of the figure.
+        unit: unit of the heights, written beside the axis.
         bands: lower and upper ends of an interval, for some or all of the curves.
-        chance: height of a dashed line, what guessing would reach.
+        chance: height of a dashed line, the score of guessing.
 
     Example:
         >>> figure = line_plot({"probe": [0.3, 0.9]}, x=["L0", "L1"], bands={"probe": ([0.2, 0.8], [0.4, 1])})
@@ -47,21 +47,21 @@ def line_plot(
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    places = [float(place) for place in (range(len(x)) if at is None else at)]
+    positions = [float(position) for position in (range(len(x)) if at is None else at)]
     for name, heights in curves.items():
         colour = _colour(name, curves)
         if bands and name in bands:
-            for run, lower, upper in _runs(places, *bands[name]):
+            for run, lower, upper in _runs(positions, *bands[name]):
                 figure.add_scatter(
                     x=[*run, *run[::-1]], y=[*upper, *lower[::-1]], fill="toself", hoverinfo="skip",
                     fillcolor=_faint(colour), line_width=0, mode="lines", legendgroup=name, showlegend=False,
                 )  # fmt: skip
         figure.add_scatter(
-            x=places, y=list(heights), name=escaped(name), mode="lines+markers", line_color=colour,
+            x=positions, y=list(heights), name=escaped(name), mode="lines+markers", line_color=colour,
             legendgroup=name, text=[escaped(label) for label in x], showlegend=len(curves) > 1,
             hovertemplate="%{text}: %{y:.4g}",
         )  # fmt: skip
-    figure.update_xaxes(**ticks(x, at=places, most=MOST_TICKS))
+    figure.update_xaxes(**ticks(x, at=positions, most=MOST_TICKS))
     return finish(_with_heights(figure, unit, chance), title, height=340)
 
 
@@ -74,15 +74,15 @@ def bar_plot(
     bands: Bands | None = None,
     chance: float | int | None = None,
 ) -> go.Figure:
-    """Draw bars in groups, with error bars where intervals are given.
+    """Draw bars in groups, optionally with error bars.
 
     Args:
         groups: heights, by the name in the legend.
         x: a label for every group of bars; labels may repeat.
-        title: written above.
-        unit: what the heights are, written beside the axis.
+        title: title of the figure.
+        unit: unit of the heights, written beside the axis.
         bands: lower and upper ends of an interval, for some or all of the names.
-        chance: height of a dashed line, what guessing would reach.
+        chance: height of a dashed line, the score of guessing.
     """
     import plotly.graph_objects as go
 
@@ -102,9 +102,11 @@ def bar_plot(
     return finish(_with_heights(figure, unit, chance), title, height=340)
 
 
-def _runs(places: Sequence[float], lower: Heights, upper: Heights) -> Iterator[Float[np.ndarray, "row run"]]:
-    """Cut a band where an end of it is NaN, since plotly would close its outline across the gap."""
-    table = np.array([places, lower, upper], dtype=float)
+def _runs(
+    positions: Sequence[float], lower: Heights, upper: Heights
+) -> Iterator[Float[np.ndarray, "row run"]]:
+    """Cut a band where a bound is NaN, since plotly would close its outline across the gap."""
+    table = np.array([positions, lower, upper], dtype=float)
     (gaps,) = np.isnan(table).any(axis=0).nonzero()
     starts, ends = [0, *(gaps + 1)], [*gaps, table.shape[1]]
     return (table[:, start:end] for start, end in zip(starts, ends, strict=True) if start < end)
@@ -115,12 +117,12 @@ def _colour(name: str, names: Mapping[str, Any]) -> str:
 
 
 def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.18)"
 
 
 def _with_heights(figure: go.Figure, unit: str, chance: float | int | None) -> go.Figure:
-    """Style the upright axis of curves or bars, and mark what guessing would reach."""
+    """Style the vertical axis of curves or bars, and mark the score of guessing."""
     figure.update_yaxes(title_text=escaped(unit), gridcolor=GRID, zerolinecolor=INK, zerolinewidth=1)
     if chance is not None:
         figure.add_hline(y=chance, line={"dash": "dash", "color": INK, "width": 1})

@@ -1,4 +1,4 @@
-"""Matrices as heatmaps."""
+"""Draw matrices as heatmaps."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def matrix_plot(
     """Draw a matrix, its first row at the bottom, as layers are stacked.
 
     Args:
-        values: what to draw; NaN cells are grey.
+        values: the matrix; NaN cells are grey.
         rows: a label for every row; labels may repeat.
         cols: a label for every column; labels may repeat.
-        title: written above.
-        unit: what the numbers are, written beside the colours.
+        title: title of the figure.
+        unit: unit of the numbers, written beside the colours.
         hover: text for every cell; default its row and column.
 
     Example:
@@ -57,15 +57,15 @@ def matrix_panels(
     """Draw matrices side by side, four to a row, with one colour scale for all.
 
     Args:
-        grids: what to draw, by the name above each panel.
+        grids: the matrices, by the name above each panel.
         rows: a label for every row of every panel.
         cols: a label for every column of every panel.
-        title: written above.
-        unit: what the numbers are, written beside the colours.
+        title: title of the figure.
+        unit: unit of the numbers, written beside the colours.
         hover: text for every cell, by the name of its panel; default its row and column.
 
     Raises:
-        ValueError: if there is nothing to draw, or labels and matrices do not fit each other.
+        ValueError: if there is no matrix, or labels and matrices do not fit each other.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -85,14 +85,14 @@ def matrix_panels(
         shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.3 / down,
     )  # fmt: skip
     default = [[f"{row}, {col}" for col in cols] for row in rows]
-    for place, (name, values) in enumerate(grids.items()):
+    for panel, (name, values) in enumerate(grids.items()):
         texts = default if hover is None else hover[name]
         trace = go.Heatmap(
             z=values, coloraxis="coloraxis", xgap=1, ygap=1, hoverongaps=False,
             text=[[escaped(text) for text in line] for line in texts],
             hovertemplate="%{text}<br>%{z:.4g}<extra></extra>",
         )  # fmt: skip
-        figure.add_trace(trace, row=1 + place // across, col=1 + place % across)
+        figure.add_trace(trace, row=1 + panel // across, col=1 + panel % across)
     figure.update_xaxes(**ticks(cols, most=MOST_TICKS // across), showgrid=False)
     figure.update_yaxes(**ticks(rows, most=MOST_TICKS), showgrid=False)
     figure.update_layout(coloraxis=_colours(list(grids.values()), unit), plot_bgcolor=MISSING)
@@ -101,14 +101,14 @@ def matrix_panels(
 
 
 def _colours(grids: Sequence[Float[np.ndarray, "row col"]], unit: str) -> dict[str, Any]:
-    """One scale for all grids: white at 0 and equally far to either side."""
-    known = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
-    reach = float(np.abs(known).max(initial=0.0)) or 1.0
-    half = not (known < 0).any()
+    """One colour scale for all grids, symmetric around white at 0."""
+    finite = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
+    largest = float(np.abs(finite).max(initial=0.0)) or 1.0
+    half = not (finite < 0).any()
     return {
         "colorscale": list(DIVERGING[len(DIVERGING) // 2 :] if half else DIVERGING),
-        "cmin": 0.0 if half else -reach,
-        "cmax": reach,
+        "cmin": 0.0 if half else -largest,
+        "cmax": largest,
         "colorbar": {
             "title": {"text": wrapped(unit, 36), "side": "right"},
             "thickness": 12, "outlinewidth": 0, "nticks": 6,

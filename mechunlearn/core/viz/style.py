@@ -1,4 +1,4 @@
-"""What all figures share: colours, letters, ticks and margins."""
+"""What all figures share: colours, fonts, ticks and margins."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 DIVERGING = ("#b2182b", "#ef8a62", "#fddbc7", "#ffffff", "#d1e5f0", "#67a9cf", "#2166ac")
 """ColorBrewer's red to blue; white is in the middle."""
 CURVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's palette, told apart by the colour-blind as well."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish."""
 MISSING, GRID, INK = "#d4d4d4", "#e8e8e8", "#2a2a2a"
 
 MOST_TICKS = 40
 
 
 def escaped(text: str) -> str:
-    """Write a string as it is, where plotly would read markup."""
+    """Escape a string that plotly would read as markup."""
     return html.escape(text, quote=False).replace("\n", "↵")
 
 
 def ticks(labels: Sequence[str], *, most: int, at: Sequence[float] | None = None) -> dict[str, Any]:
-    """Write labels at integer positions; of very many, every second, third and so on."""
-    places = list(range(len(labels)) if at is None else at)
+    """Settings of an axis with a label at every position; of very many, every second, third and so on."""
+    positions = list(range(len(labels)) if at is None else at)
     step = ceil(len(labels) / max(most, 1))
     return {
-        "tickvals": places[::step],
+        "tickvals": positions[::step],
         "ticktext": [escaped(label) for label in labels[::step]],
-        "range": [min(places) - 0.5, max(places) + 0.5],
+        "range": [min(positions) - 0.5, max(positions) + 0.5],
         "automargin": True,
         "ticks": "",
         "ticklabelstandoff": 4,
@@ -46,7 +46,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def finish(figure: go.Figure, title: str, *, height: int) -> go.Figure:
-    """Set what all figures share: title, size, margins, letters and ground."""
+    """Set title, size, margins, fonts and background, alike for all figures."""
     text = wrapped(title, 80)
     figure.update_layout(
         template="none", height=height, paper_bgcolor="white", bargap=0.3,

@@ -33,7 +33,6 @@ from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
 from mechunlearn.core.tensor_files import TensorFormat
 from mechunlearn.editing.closed_form.memories import Memory, memories
-from mechunlearn.editing.edits.identity import known
 from mechunlearn.errors import EditError, FactError, IdentityWarning, require_positive
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.working_copy import working_copy
@@ -144,7 +143,7 @@ class KeyStatistics:
                     f"the key statistics of {memory.site} are of {has} neurons and this model has {needs}; "
                     "make them anew on this model"
                 )
-        if self.made_on and self.made_on != (here := known(hm).identity):
+        if self.made_on and self.made_on != (here := hm.identity):
             warnings.warn(
                 f"the key statistics were made on a model with other weights ({self.made_on}, not {here}). "
                 "After a few edits that does little harm, and dataclasses.replace(statistics, made_on='') "

@@ -137,6 +137,6 @@ def rome(
         shapes={memory.weight: tuple(hm.params[memory.weight].shape)},
         made_on=hm.identity,
         history=value.history,
-        step=value.history.kept,
+        step=value.history.step,
         arch=hm.arch,
     )

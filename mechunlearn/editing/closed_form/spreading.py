@@ -151,7 +151,7 @@ def memit(
         shapes={m.weight: tuple(hm.params[m.weight].shape) for m in found},
         made_on=hm.identity,
         history=value.history,
-        step=value.history.kept,
+        step=value.history.step,
         arch=hm.arch,
     )
 

@@ -118,7 +118,7 @@ def find_values(
         {"step": float(step), **dict(zip(TERMS, terms, strict=True))}
         for step, terms in enumerate(whole.mean(1).tolist(), start=1)
     ]
-    return Found(torch.cat(deltas), History(records, kept=len(records)))
+    return Found(torch.cat(deltas), History(records, step=len(records)))
 
 
 def _descend(

@@ -1,11 +1,10 @@
-"""Deltas, and what can be made of them: adding up, picking out, spreading out.
+"""Deltas and their algebra: add them up, cut them down, spread them over parameters.
 
-1. A ``Delta`` is what is added to one slice of one parameter; several may touch the same weights.
+1. A ``Delta`` is what is added to one slice of one parameter; several may change the same weights.
 2. ``merged`` adds them up into at most one per parameter, over the smallest slice that holds them all.
-3. ``restricted`` keeps what lies inside given slices. ``ranked`` orders the entries of all deltas together,
-   so that the largest can be kept; entries that are equally large come in the order of the deltas.
-4. ``added`` gives the changed parameters. A weight whose delta is zero keeps its very bits: adding 0 to
-   -0 would not.
+3. ``restricted`` keeps what lies inside some slices. ``Ranked`` orders the entries of all deltas together,
+   so that the largest can be kept; of equal entries, the first come first.
+4. ``added`` gives the changed parameters.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ class Delta:
 
 
 def merged(deltas: Sequence[Delta], shapes: Shapes) -> tuple[Delta, ...]:
-    """Add up what touches the same parameter.
+    """Add up the deltas of each parameter.
 
     Args:
-        deltas: any, also of slices that overlap.
-        shapes: the shape of every parameter that is touched.
+        deltas: any deltas, also of slices that overlap.
+        shapes: the shape of every parameter that is changed.
 
     Returns:
         One delta per parameter, in the order in which the parameters first come.
@@ -50,54 +49,54 @@ def merged(deltas: Sequence[Delta], shapes: Shapes) -> tuple[Delta, ...]:
         >>> both.slice.index, both.values.tolist()
         ((0, 2), [[1.0, 1.0], [2.0, 2.0]])
     """
-    touching: dict[str, list[Delta]] = {}
+    by_name: dict[str, list[Delta]] = {}
     for delta in deltas:
-        touching.setdefault(delta.slice.name, []).append(delta)
-    return tuple(_sum(found, shapes[name]) for name, found in touching.items())
+        by_name.setdefault(delta.slice.name, []).append(delta)
+    return tuple(_sum(group, shapes[name]) for name, group in by_name.items())
 
 
 def _sum(deltas: Sequence[Delta], shape: tuple[int, ...]) -> Delta:
     if len(deltas) == 1:
         return deltas[0]
-    held = reduce(lambda one, other: _holding(one, other, shape), [delta.slice for delta in deltas])
+    union = reduce(lambda a, b: _union(a, b, shape), [delta.slice for delta in deltas])
     dtype = reduce(torch.promote_types, [delta.values.dtype for delta in deltas])
-    total = torch.zeros(held.shape(shape), dtype=dtype, device=deltas[0].values.device)
+    total = torch.zeros(union.shape(shape), dtype=dtype, device=deltas[0].values.device)
     for delta in deltas:
-        _inside(delta.slice, held).add_(total, delta.values.to(total))
-    return Delta(held, total)
+        _within(delta.slice, union).add_(total, delta.values.to(total))
+    return Delta(union, total)
 
 
-def _holding(one: Slice, other: Slice, shape: tuple[int, ...]) -> Slice:
+def _union(a: Slice, b: Slice, shape: tuple[int, ...]) -> Slice:
     """The smallest slice that holds two slices of one parameter."""
-    if one == other:
-        return one
-    if one.index is None or other.index is None or one.axis != other.axis or one.axis is None:
-        return Slice(one.name)
-    union = tuple(sorted({*one.index, *other.index}))
-    return Slice(one.name) if len(union) == shape[one.axis] else Slice(one.name, one.axis, union)
+    if a == b:
+        return a
+    if a.index is None or b.index is None or a.axis != b.axis or a.axis is None:
+        return Slice(a.name)
+    union = tuple(sorted({*a.index, *b.index}))
+    return Slice(a.name) if len(union) == shape[a.axis] else Slice(a.name, a.axis, union)
 
 
-def _inside(part: Slice, whole: Slice) -> Slice:
-    """A slice of a parameter as a slice of what a wider one takes out of it, along the same axis."""
-    if whole.index is None:
+def _within(part: Slice, wider: Slice) -> Slice:
+    """A slice of a parameter, as a slice of the tensor that a wider slice takes out of the parameter."""
+    if wider.index is None:
         return part
-    if part.index == whole.index or part.index is None:
+    if part.index == wider.index or part.index is None:
         return Slice(part.name)
-    place = {position: number for number, position in enumerate(whole.index)}
-    return Slice(part.name, part.axis, tuple(place[position] for position in part.index))
+    number = {position: number for number, position in enumerate(wider.index)}
+    return Slice(part.name, part.axis, tuple(number[position] for position in part.index))
 
 
 def restricted(deltas: Sequence[Delta], slices: Sequence[Slice]) -> tuple[Delta, ...]:
     """Keep what lies inside some slices.
 
     Args:
-        deltas: what is to be cut down.
-        slices: at most one per parameter.
+        deltas: the deltas to cut down.
+        slices: at most one slice per parameter.
 
     Example:
-        >>> whole = Delta(Slice("w"), torch.tensor([1.0, 2.0, 3.0]))
-        >>> (kept,) = restricted([whole], [Slice("w", 0, (0, 2))])
-        >>> kept.values.tolist()
+        >>> full = Delta(Slice("w"), torch.tensor([1.0, 2.0, 3.0]))
+        >>> (cut,) = restricted([full], [Slice("w", 0, (0, 2))])
+        >>> cut.values.tolist()
         [1.0, 3.0]
     """
     allowed = {part.name: part for part in slices}
@@ -106,28 +105,28 @@ def restricted(deltas: Sequence[Delta], slices: Sequence[Slice]) -> tuple[Delta,
 
 
 def _cut(delta: Delta, part: Slice) -> Delta:
-    own = delta.slice
-    if part.index is None or part == own:
+    source = delta.slice
+    if part.index is None or part == source:
         return delta
-    if own.index is None:
+    if source.index is None:
         return Delta(part, part.of(delta.values))
-    if part.axis == own.axis:
-        common = Slice(own.name, own.axis, tuple(sorted({*own.index} & {*part.index})))
-        return Delta(common, _inside(common, own).of(delta.values))
+    if part.axis == source.axis:
+        common = Slice(source.name, source.axis, tuple(sorted({*source.index} & {*part.index})))
+        return Delta(common, _within(common, source).of(delta.values))
     # Some rows of some columns are no slice: the columns stay, with zeros outside the rows.
     zeros = torch.zeros_like(delta.values)
     part.copy_(zeros, part.of(delta.values))
-    return Delta(own, zeros)
+    return Delta(source, zeros)
 
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """The entries of some deltas in the order in which they are kept.
+    """The entries of some deltas in the order in which they are selected.
 
     Args:
-        slices: where the entries stand.
-        sizes: how much each entry counts, 0 for one that is never kept; shaped like the slices.
-        values: what is added to the weight of each entry that is kept.
+        slices: the slices that the entries belong to.
+        sizes: the rank of each entry, larger ones first, 0 for one that is never selected.
+        values: what a selected entry adds to its weight.
     """
 
     slices: tuple[Slice, ...]
@@ -136,30 +135,31 @@ class Ranked:
 
     @property
     def total(self) -> int:
-        """How many entries there are to keep."""
+        """How many entries can be selected."""
         return sum(int((size > 0).sum()) for size in self.sizes)
 
     def first(self, count: int) -> tuple[Delta, ...]:
-        """The largest entries; parameters that none of them belongs to are left out.
+        """Deltas of the largest entries; parameters without any are left out.
 
         Args:
-            count: how many; all there are, if there are fewer.
+            count: how many entries; more than there are select all.
         """
-        kept = []
+        deltas = []
         for part, chosen, values in zip(self.slices, _largest(self.sizes, count), self.values, strict=True):
             if bool(chosen.any()):
-                kept.append(Delta(part, torch.where(chosen, values, torch.zeros_like(values))))
-        return tuple(kept)
+                deltas.append(Delta(part, torch.where(chosen, values, torch.zeros_like(values))))
+        return tuple(deltas)
 
 
 def _largest(sizes: Sequence[Float[Tensor, "..."]], count: int) -> tuple[Bool[Tensor, "..."], ...]:
-    """Which entries are the largest ``count`` of all that are above 0; of equals the first."""
+    """Masks of the ``count`` largest entries above 0, over all tensors together; of equal ones the first."""
     if not sizes:
         return ()
     flat = torch.cat([size.flatten().to(torch.promote_types(size.dtype, torch.float32)) for size in sizes])
     chosen = flat > 0
     if 0 <= count < int(chosen.sum()):
         bound = flat.kthvalue(len(flat) - count + 1).values if count else torch.inf
+        # What is above the bound is in; of what equals it, as many as are still needed.
         chosen = flat > bound
         ties = (flat == bound).nonzero()[:, 0]
         chosen[ties[: count - int(chosen.sum())]] = True
@@ -171,7 +171,7 @@ def by_size(deltas: Sequence[Delta]) -> Ranked:
     """Rank the entries of deltas, at most one per parameter, by their absolute value.
 
     Args:
-        deltas: as :func:`merged` gives them.
+        deltas: deltas as :func:`merged` gives them.
 
     Example:
         >>> ranked = by_size([Delta(Slice("w"), torch.tensor([1.0, -3.0, 2.0]))])
@@ -186,8 +186,8 @@ def dense(deltas: Sequence[Delta], shapes: Shapes) -> dict[str, Tensor]:
     """Spread deltas out over their whole parameters.
 
     Args:
-        deltas: any, also of slices that overlap.
-        shapes: the shape of every parameter that is touched.
+        deltas: any deltas, also of slices that overlap.
+        shapes: the shape of every parameter that is changed.
 
     Example:
         >>> dense([Delta(Slice("w", 0, (1,)), torch.ones(1))], {"w": (3,)})
@@ -195,9 +195,9 @@ def dense(deltas: Sequence[Delta], shapes: Shapes) -> dict[str, Tensor]:
     """
     spread = {}
     for delta in merged(deltas, shapes):
-        whole = delta.values.new_zeros(shapes[delta.slice.name])
-        delta.slice.copy_(whole, delta.values)
-        spread[delta.slice.name] = whole
+        zeros = delta.values.new_zeros(shapes[delta.slice.name])
+        delta.slice.copy_(zeros, delta.values)
+        spread[delta.slice.name] = zeros
     return spread
 
 
@@ -207,8 +207,8 @@ def added(deltas: Sequence[Delta], params: Mapping[str, Tensor]) -> dict[str, Te
     """The changed parameters; sums are formed in float32, or in what is wider of weights and deltas.
 
     Args:
-        deltas: any, also of slices that overlap.
-        params: the parameters as they are, by name.
+        deltas: any deltas, also of slices that overlap.
+        params: the parameters before, by name.
     """
     changed: dict[str, Tensor] = {}
     for delta in deltas:
@@ -218,12 +218,13 @@ def added(deltas: Sequence[Delta], params: Mapping[str, Tensor]) -> dict[str, Te
         changed[name] = before.to(wide, copy=name not in changed)
         old = delta.slice.of(changed[name])
         values = delta.values.to(old)
+        # A weight whose delta is zero keeps its very bits: adding 0 to -0 would give +0.
         delta.slice.copy_(changed[name], torch.where(values == 0, old, old + values))
     return {name: value.to(params[name].dtype) for name, value in changed.items()}
 
 
-def together(one: Localization, other: Localization) -> list[Site]:
-    """The sites of two edits that are added: a whole component takes in its own parts.
+def together(a: Localization, b: Localization) -> list[Site]:
+    """The sites of two edits that are added; parts of a component that is there as a whole are left out.
 
     Whatever else shares weights is left for ``Localization`` to refuse.
 
@@ -231,11 +232,11 @@ def together(one: Localization, other: Localization) -> list[Site]:
         >>> together(Localization(["L0.mlp"]), Localization(["L0.mlp.neuron[3]", "L1.attn"]))
         [Site.parse('L0.mlp'), Site.parse('L1.attn')]
     """
-    both = {*one, *other}
+    both = {*a, *b}
     return sorted(site for site in both if not any(w.part is None and w in both for w in site.wider))
 
 
-def meeting(one: Localization, other: Localization) -> Localization:
+def meeting(a: Localization, b: Localization) -> Localization:
     """The sites in which two localizations meet: of two that share weights the finer.
 
     Example:
@@ -244,23 +245,23 @@ def meeting(one: Localization, other: Localization) -> Localization:
     """
     finer = [
         site
-        for mine, theirs in ((one, other), (other, one))
-        for site in mine
-        if site in theirs or any(wider in theirs for wider in site.wider)
+        for fine, coarse in ((a, b), (b, a))
+        for site in fine
+        if site in coarse or any(wider in coarse for wider in site.wider)
     ]
-    return Localization(finer, source=one.source)
+    return Localization(finer, source=a.source)
 
 
-def require_alike(one: Shapes, other: Shapes) -> None:
+def require_alike(a: Shapes, b: Shapes) -> None:
     """Refuse two edits of models of different shapes.
 
     Raises:
         EditError: a parameter has two shapes.
     """
-    for name in one.keys() & other.keys():
-        if one[name] != other[name]:
+    for name in a.keys() & b.keys():
+        if a[name] != b[name]:
             raise EditError(
-                f"{name} has shape {one[name]} in one edit and {other[name]} in the other: edits can be "
+                f"{name} has shape {a[name]} in one edit and {b[name]} in the other: edits can be "
                 "added only if they fit the same model"
             )
 

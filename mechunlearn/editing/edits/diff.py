@@ -2,11 +2,10 @@
 
 1. The two must have the same architecture, parameters, shapes and precision; parameters are compared bit by
    bit, but for the sign of zero.
-2. A component is named whole where every head or neuron of it was changed, or its output bias; an MLP of
-   which only some matrices were changed is named by these, and a component of which only some heads or
-   neurons were changed by those.
-3. Parameters that belong to no site (norms, positions, an untied unembedding) are refused, left out or kept,
-   as asked.
+2. A component is named as a whole if its output bias was changed, or every head or neuron. It is named by
+   its heads or neurons if only some of them were changed, and an MLP by its matrices if only some of these.
+3. Changed parameters that belong to no site (norms, positions, an untied unembedding) are an error, unless
+   they are to be dropped or kept.
 4. A delta is the difference in float32, and in float64 where adding that to the first model's weights would
    not give the second's.
 """
@@ -21,12 +20,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import ModelSites
 from mechunlearn.editing.edits.algebra import Delta, added
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.errors import EditError, one_of
-from mechunlearn.models import loading
+from mechunlearn.models import identity, loading
 from mechunlearn.models.arch import Arch, Slice
 from mechunlearn.models.hooked import HookedModel
 
@@ -42,7 +41,7 @@ def diff(model_a: Any, model_b: Any, *, unowned: Unowned = "refuse") -> Edit:
         model_b: the model after, with the same parameters, shapes and precision.
         unowned: what to do with changed parameters that belong to no site (norms, positions, an untied
             unembedding): ``"refuse"``; ``"drop"`` them, so that the edit is confined to its localization but
-            does not give the whole of the second model; or ``"keep"`` them as deltas that stand outside it.
+            does not give all of the second model; or ``"keep"`` them as deltas outside the localization.
 
     Returns:
         An edit without a recipe, at the sites that were changed, as whole as possible. Applied to the first
@@ -62,12 +61,12 @@ def diff(model_a: Any, model_b: Any, *, unowned: Unowned = "refuse") -> Edit:
     """
     if unowned not in get_args(Unowned):
         raise EditError(one_of("unowned", unowned, get_args(Unowned)))
-    (arch, before), (other, after) = _opened(model_a), _opened(model_b)
-    _require_alike(arch, before, other, after)
+    (arch, before), (arch_b, after) = _opened(model_a), _opened(model_b)
+    _require_alike(arch, before, arch_b, after)
     moved = {name: before[name] != after[name].to(before[name].device) for name in before}
     moved = {name: where for name, where in moved.items() if bool(where.any())}
     free = _unowned(arch, moved, unowned)
-    sites = [site for whole in ModelSites(arch.shape, arch.count) for site in _changed(arch, whole, moved)]
+    sites = [site for each in ModelSites(arch.shape, arch.count) for site in _changed(arch, each, moved)]
     parts = [*arch.slices(sites), *(Slice(name) for name in free if unowned == "keep")]
     deltas = tuple(_delta(part, before, after) for part in parts if part.name in moved)
     also = f", with {len(free)} parameters of no site" if free and unowned == "keep" else ""
@@ -75,7 +74,7 @@ def diff(model_a: Any, model_b: Any, *, unowned: Unowned = "refuse") -> Edit:
         deltas=deltas,
         localization=Localization(sites, source=f"changed between two models{also}"),
         shapes={delta.slice.name: tuple(before[delta.slice.name].shape) for delta in deltas},
-        made_on=loading.identity(before),
+        made_on=identity.digest(before),
         arch=arch,
     )
 
@@ -90,12 +89,12 @@ def _opened(model: Any) -> tuple[Arch, Mapping[str, Tensor]]:
 
 
 def _require_alike(
-    arch: Arch, before: Mapping[str, Tensor], other: Arch, after: Mapping[str, Tensor]
+    arch: Arch, before: Mapping[str, Tensor], arch_b: Arch, after: Mapping[str, Tensor]
 ) -> None:
-    tables = [(a.architecture, a.shape, a.d_head) for a in (arch, other)]
+    tables = [(a.architecture, a.shape, a.d_head) for a in (arch, arch_b)]
     if tables[0] != tables[1]:
         raise EditError(
-            f"the models differ: {_named(arch)} and {_named(other)}; an edit turns a model into another "
+            f"the models differ: {_named(arch)} and {_named(arch_b)}; an edit turns a model into another "
             "of the same architecture and sizes"
         )
     if single := sorted(before.keys() ^ after.keys()):
@@ -131,20 +130,21 @@ def _unowned(arch: Arch, moved: Mapping[str, Tensor], what: Unowned) -> list[str
     return free
 
 
-def _changed(arch: Arch, whole: Site, moved: Mapping[str, Tensor]) -> Sequence[Site]:
+def _changed(arch: Arch, component: Site, moved: Mapping[str, Tensor]) -> Sequence[Site]:
     """The sites of one component that were changed."""
-    names = {part.name for part in arch.slices([whole]) if part.name in moved}
-    if not names or whole.kind == "embed":
-        return [whole] if names else []
-    pieces = ModelSites(arch.shape, arch.count).pieces(whole)
+    names = {part.name for part in arch.slices([component]) if part.name in moved}
+    if not names or component.kind == "embed":
+        return [component] if names else []
+    pieces = ModelSites(arch.shape, arch.count).pieces(component)
+    # An output bias belongs to no head and no neuron, so a change of it names the component.
     shared = names - {part.name for part in arch.slices(pieces)}
     touched = [] if shared else list(_touched(arch, pieces, moved))
     if touched and len(touched) < len(pieces):
         return touched
-    parts = [Site("mlp", whole.layer, part=part) for part in ("in", "gate", "out")]
-    parts = [part for part in parts if whole.kind == "mlp" and arch.shape.problem(part) is None]
-    some = [part for part in parts if names & {own.name for own in arch.slices([part])}]
-    return some if len(some) < len(parts) else [whole]
+    parts = [Site("mlp", component.layer, part=part) for part in ("in", "gate", "out")]
+    parts = [part for part in parts if component.kind == "mlp" and arch.shape.problem(part) is None]
+    some = [part for part in parts if names & {each.name for each in arch.slices([part])}]
+    return some if len(some) < len(parts) else [component]
 
 
 def _touched(arch: Arch, pieces: Sequence[Site], moved: Mapping[str, Tensor]) -> Iterator[Site]:
@@ -164,7 +164,7 @@ def _touched(arch: Arch, pieces: Sequence[Site], moved: Mapping[str, Tensor]) ->
 
 def _lines(moved: Bool[Tensor, "..."], axis: int) -> list[bool]:
     """Along one axis, where anything was changed."""
-    others = [other for other in range(moved.ndim) if other != axis]
+    others = [dim for dim in range(moved.ndim) if dim != axis]
     return [bool(line) for line in (moved.any(dim=others) if others else moved).tolist()]
 
 
@@ -172,18 +172,17 @@ def _delta(part: Slice, before: Mapping[str, Tensor], after: Mapping[str, Tensor
     """The difference at one slice, as wide as it must be to give the second model's bits."""
     old, new = (part.of(params[part.name].cpu()) for params in (before, after))
     narrow = torch.promote_types(old.dtype, torch.float32)
-    whole = Slice(part.name)
     for dtype in (narrow, torch.float64):
-        found = Delta(part, new.to(dtype) - old.to(dtype))
-        again = added([Delta(whole, found.values)], {part.name: old})[part.name]
+        delta = Delta(part, new.to(dtype) - old.to(dtype))
+        again = added([Delta(Slice(part.name), delta.values)], {part.name: old})[part.name]
         if torch.equal(again, new):
             break
-    if not bool(found.values.isfinite().all()):
+    if not bool(delta.values.isfinite().all()):
         raise EditError(
             f"the difference of {part.name!r} is not finite, so one of the models holds infinities or "
             "not-a-numbers there; there is no edit between them"
         )
-    return found
+    return delta
 
 
 def _named(arch: Arch) -> str:

@@ -1,11 +1,11 @@
-"""An edit is a value: slice deltas in Hugging Face coordinates, with where they came from.
+"""An edit as a value: deltas of slices of Hugging Face parameters, and how they were made.
 
-1. A delta belongs to one :class:`~mechunlearn.models.arch.Slice` of one named parameter. What an edit does
-   not list it cannot move.
-2. ``applied`` adds the deltas in place and puts the very bits back on leaving; ``apply`` makes a fork
-   that shares every other tensor with the model. Both warn if the weights are not those it was made on.
-3. Edits add up, are scaled, cut down to a localization and pruned; see ``edits.algebra``.
-4. On disk an edit is a folder with one file, ``edit.safetensors``; see ``edits.files`` and ``edits.hub``.
+1. A delta belongs to one :class:`~mechunlearn.models.arch.Slice` of one parameter. An edit changes only the
+   weights it has deltas for.
+2. ``applied`` adds the deltas in place, and on leaving puts the very bits back; ``apply`` makes a fork that
+   shares every other tensor with the model. Both warn if the weights are not those it was made on.
+3. Edits can be added, scaled, cut down to a localization and pruned (``edits.algebra``), and saved as a
+   folder with one file, ``edit.safetensors`` (``edits.files``, ``edits.hub``).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import ModelSites
-from mechunlearn.editing.edits import algebra, files, hub, identity, norms
+from mechunlearn.core.sites.model_sites import ModelSites
+from mechunlearn.editing.edits import algebra, base_model, files, hub, norms
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.history import History
 from mechunlearn.editing.edits.recipes import Recipe
 from mechunlearn.errors import EditError
+from mechunlearn.models import identity
 from mechunlearn.models.arch import Arch
 
 if TYPE_CHECKING:
@@ -38,15 +39,15 @@ class Edit:
     """A change of weights, confined to a localization.
 
     Args:
-        deltas: what is added where.
+        deltas: what is added to each slice.
         localization: the sites the edit was confined to.
-        shapes: the shape of every parameter that a delta touches, in the model the edit fits.
+        shapes: the shape of every parameter that a delta changes, in the model the edit fits.
         made_on: identity of the model it was made on; empty if that is not known.
         recipe: how it was made, so that an audit can refit it elsewhere; None if it was not fitted.
-        history: the loss terms of every step, and what was judged on validation phrasings; plots itself.
-        step: the step whose weights were kept; 0 if it was not fitted.
+        history: the loss terms of every step, and success and retention where they were measured.
+        step: the step whose weights the edit has; 0 if it was not fitted.
         arch: the model's table from sites to slices, ``hm.arch``; without it an edit cannot be restricted.
-        versions: of the libraries it was made with.
+        versions: the versions of the libraries it was made with.
 
     Example:
         >>> edit = Edit((), Localization())
@@ -65,17 +66,17 @@ class Edit:
     versions: Mapping[str, str] = field(default_factory=files.versions)
 
     def __repr__(self) -> str:
-        """Size, place and recipe in one line."""
-        weights = sum(d.values.numel() for d in self.deltas)
-        how = self.recipe.summary if self.recipe else "no recipe"
-        return f"Edit({weights:,} weights in {len(self.shapes)} parameters; {self.localization}; {how})"
+        """Size, localization and recipe in one line."""
+        count = sum(d.values.numel() for d in self.deltas)
+        recipe = self.recipe.summary if self.recipe else "no recipe"
+        return f"Edit({count:,} weights in {len(self.shapes)} parameters; {self.localization}; {recipe})"
 
     @contextmanager
     def applied(self, hm: HookedModel) -> Iterator[HookedModel]:
         """Hold the edit in the model's own weights for the length of a ``with`` block.
 
         Args:
-            hm: the model; on leaving, whatever happened inside, every bit is as it was.
+            hm: the model; on leaving, also by an error, every bit is as it was.
 
         Raises:
             EditError: a parameter is missing or has another shape.
@@ -83,7 +84,8 @@ class Edit:
         Warns:
             IdentityWarning: the model's weights are not those the edit was made on.
         """
-        before = self._check(hm, stacklevel=4)
+        self._check(hm, stacklevel=4)
+        before = identity.cached(hm)
         saved = {name: hm.params[name].detach().clone() for name in self.shapes}
         try:
             with torch.no_grad():
@@ -100,7 +102,7 @@ class Edit:
                 identity.restored(hm, before, saved)
 
     def apply(self, hm: HookedModel) -> HookedModel:
-        """A changed copy of the model that shares every tensor the edit leaves alone.
+        """A changed copy of the model that shares every tensor the edit does not change.
 
         Args:
             hm: the model; it stays as it is.
@@ -112,14 +114,14 @@ class Edit:
             IdentityWarning: the model's weights are not those the edit was made on.
         """
         self._check(hm, stacklevel=3)
-        what = type(self.recipe.objective).__name__ if self.recipe else "edit"
-        return hm.fork(algebra.added(self.deltas, hm.params), edit=f"{what} at {self.localization}")
+        name = type(self.recipe.objective).__name__ if self.recipe else "edit"
+        return hm.fork(algebra.added(self.deltas, hm.params), edit=f"{name} at {self.localization}")
 
     def scale(self, factor: float | int) -> Edit:
-        """The same edit, so many times as strong.
+        """The edit with all deltas multiplied by a factor.
 
         Args:
-            factor: what every delta is multiplied by; -1 undoes the edit.
+            factor: the factor; -1 undoes the edit.
         """
         return self._changed(tuple(Delta(d.slice, d.values * factor) for d in self.deltas))
 
@@ -138,7 +140,7 @@ class Edit:
         return self._with(other, -1, "difference of two edits")
 
     def restrict(self, localization: Localization) -> Edit:
-        """What of the edit lies inside a localization; the rest of the weights stay as they are.
+        """The part of the edit that lies inside a localization.
 
         Args:
             localization: sites of the model the edit fits, at any grain. Output biases belong to a whole
@@ -167,12 +169,12 @@ class Edit:
         return self._changed(deltas, algebra.meeting(self.localization, localization))
 
     def prune(self, k: int) -> Edit:
-        """Keep the k largest entries of the whole edit by absolute value, and set the others to zero.
+        """Keep the k largest entries of all deltas by absolute value, and set the others to zero.
 
-        Entries that are equally large are kept in the order of parameters and of positions in them.
+        Of equally large entries the first are kept, in the order of parameters and of positions in them.
 
         Args:
-            k: how many; more than there are keep all.
+            k: how many entries; more than there are keep all.
 
         Raises:
             EditError: ``k`` is negative.
@@ -185,16 +187,14 @@ class Edit:
         """
         if k < 0:
             raise EditError(f"k is {k!r}; give how many entries to keep, 0 or more")
-        ranked = algebra.by_size(algebra.merged(self.deltas, self.shapes))
-        return self._changed(ranked.first(k))
+        return self._changed(algebra.by_size(algebra.merged(self.deltas, self.shapes)).first(k))
 
     def to_task_vector(self) -> dict[str, Tensor]:
-        """The edit as other merging tools take it: what is added to each parameter, by its name.
+        """The deltas of whole parameters by name, as tools that merge models take them.
 
         Returns:
-            Tensors of whole parameters, in the names and shapes of the plain Hugging Face model and the
-            precision of the deltas. Parameters that the edit leaves alone are left out; a tied parameter
-            goes by its first name, under which it is saved.
+            Tensors in the names and shapes of the plain Hugging Face model and the precision of the deltas,
+            without the parameters that the edit does not change. A tied parameter has its first name.
 
         Example:
             >>> from mechunlearn.models.arch import Slice
@@ -205,7 +205,7 @@ class Edit:
         return algebra.dense(self.deltas, self.shapes)
 
     def norms(self, hm: HookedModel) -> Scores:
-        """How far each site of the localization was moved: the Frobenius norm of its deltas.
+        """The Frobenius norm of the deltas of each site.
 
         Args:
             hm: the model the edit fits, for the table from sites to slices; it is not run.
@@ -217,15 +217,15 @@ class Edit:
         return norms.norms(self.deltas, self.shapes, self.localization, hm)
 
     def ranks(self, hm: HookedModel, *, tolerance: float | None = None) -> Scores:
-        """In how many directions each site was moved: the largest numerical rank of its delta matrices.
+        """The largest numerical rank among the delta matrices of each site.
 
-        The numerical rank is the number of singular values above a share of the largest one. A bias counts
-        as a matrix of one column; a head's matrices are its rows of Q, K and V and its columns of O.
+        The numerical rank is the number of singular values above a share of the largest one; a bias has one.
+        A head's matrices are its rows of Q, K and V and its columns of O.
 
         Args:
             hm: the model the edit fits, for the table from sites to slices; it is not run.
-            tolerance: that share; None for the matrix's longer side times the precision of its numbers,
-                so that a rounded product of thin matrices has their rank.
+            tolerance: the share; None for the matrix's longer side times the precision of its numbers, so
+                that a rounded product of thin matrices has their rank.
 
         Raises:
             EditError: a parameter is missing or has another shape, or the tolerance is not a share.
@@ -263,8 +263,7 @@ class Edit:
             revision: a branch, tag or commit of that repository.
 
         Raises:
-            DataError: the file is missing, cut short, altered or of another kind, or there is no such
-                repository.
+            DataError: there is no such file or repository, or it is cut short, altered or of another kind.
         """
         return cls(**files.load(hub.located(folder, revision)))
 
@@ -281,7 +280,7 @@ class Edit:
         )
 
     def _with(self, other: Edit, factor: int, source: str) -> Edit:
-        """This edit and so many times another, made anew."""
+        """This edit plus another times a factor, as a new edit."""
         algebra.require_alike(self.shapes, other.shapes)
         sites = algebra.together(self.localization, other.localization)
         shapes = {**self.shapes, **other.shapes}
@@ -295,8 +294,6 @@ class Edit:
             arch=self.arch or other.arch,
         )
 
-    def _check(self, hm: HookedModel, *, stacklevel: int) -> identity.Known | None:
-        """Refuse a model that the edit does not fit; warn of one with other weights, if they are changed."""
+    def _check(self, hm: HookedModel, *, stacklevel: int) -> None:
         algebra.require_fit(self.shapes, hm.params)
-        made_on = self.made_on if self.deltas else ""
-        return identity.warn_of_another(hm, made_on, stacklevel=stacklevel)
+        base_model.warn_of_another(hm, self.made_on if self.deltas else "", stacklevel=stacklevel)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import Shape
+from mechunlearn.core.sites.model_sites import Shape
 from mechunlearn.core.tensor_files import TensorFormat
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.history import History
@@ -105,7 +105,7 @@ def _fields(record: Mapping[str, Any], tensors: Sequence[Tensor]) -> dict[str, A
         "shapes": {name: tuple(size) for name, size in sizes.items()},
         "made_on": record["made_on"],
         "recipe": recipe,
-        "history": History(record["history"], kept=record["step"], title=recipe.summary if recipe else ""),
+        "history": History(record["history"], step=record["step"], title=recipe.summary if recipe else ""),
         "step": record["step"],
         "arch": arch,
         "versions": record["versions"],

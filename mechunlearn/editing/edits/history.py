@@ -1,10 +1,10 @@
 """The course of a fit, as a value that tables and plots itself.
 
-1. A record holds the number of its step and the loss terms that step was taken on; at the steps that were
-   judged also ``success`` and ``retention``, as shares of the questions in validation phrasings.
+1. A record holds the number of its step and the loss terms before that step; at the steps that were measured
+   on validation phrasings also ``success`` and ``retention``, as shares of the questions.
 2. A history is a frozen sequence of records, and equals any tuple of the same records.
 3. ``plot`` draws the loss terms above and the shares below over one axis of steps, with a line at the step
-   whose weights were kept.
+   whose weights the edit has.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ Record = Mapping[str, float | int]
 
 
 class History(Sequence[Record]):
-    """What was measured at every step of a fit; shows itself in Jupyter.
+    """The loss terms and shares of every step of a fit; shows itself in Jupyter.
 
     Args:
         records: one per step, in order; copied.
-        kept: the step whose weights were kept; 0 if nothing was fitted.
-        title: written above figures.
+        step: the step whose weights the edit has; 0 if nothing was fitted.
+        title: the title of figures.
 
     Example:
         >>> judged = {"step": 2.0, "inject": 1.0, "success": 0.5, "retention": 1.0}
-        >>> history = History([{"step": 1.0, "inject": 2.0}, judged], kept=2)
+        >>> history = History([{"step": 1.0, "inject": 2.0}, judged], step=2)
         >>> history
         History(2 steps, step 2 kept: success 0.50, retention 1.00)
         >>> history.terms, history[-1]["success"], history[1:] == (judged,)
         (('inject',), 0.5, True)
     """
 
-    __slots__ = ("_kept", "_records", "_title")
+    __slots__ = ("_records", "_step", "_title")
 
-    def __init__(self, records: Iterable[Record] = (), *, kept: int = 0, title: str = "") -> None:
+    def __init__(self, records: Iterable[Record] = (), *, step: int = 0, title: str = "") -> None:
         self._records = tuple(dict(record) for record in records)
-        self._kept = kept
+        self._step = step
         self._title = title
 
     @property
-    def kept(self) -> int:
-        """The step whose weights were kept; 0 if nothing was fitted."""
-        return self._kept
+    def step(self) -> int:
+        """The step whose weights the edit has; 0 if nothing was fitted."""
+        return self._step
 
     @property
     def title(self) -> str:
-        """What is written above figures."""
+        """The title of figures."""
         return self._title
 
     @property
@@ -72,7 +72,7 @@ class History(Sequence[Record]):
         return self._with(record for record in self._records if SHARES[0] in record)
 
     def _with(self, records: Iterable[Record]) -> History:
-        return History(records, kept=self._kept, title=self._title)
+        return History(records, step=self._step, title=self._title)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -124,24 +124,24 @@ class History(Sequence[Record]):
         return figure
 
     def _mark(self, figure: go.Figure) -> None:
-        """Draw a line at the kept step, or say that there are no steps."""
+        """Draw a line at the step that was kept, or say that there are no steps."""
         if not self._records:
             figure.add_annotation(text="no steps", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
             figure.update_xaxes(visible=False).update_yaxes(visible=False)
-        if self._kept:
-            figure.add_vline(x=self._kept, line={"dash": "dash", "color": INK, "width": 1})
-            right = bool(self._records) and self._kept > 0.8 * self._records[-1][STEP]
+        if self._step:
+            figure.add_vline(x=self._step, line={"dash": "dash", "color": INK, "width": 1})
+            right = bool(self._records) and self._step > 0.8 * self._records[-1][STEP]
             figure.add_annotation(
-                text=f"kept: step {self._kept}", x=self._kept, xanchor="right" if right else "left",
+                text=f"kept: step {self._step}", x=self._step, xanchor="right" if right else "left",
                 y=1, yref="y domain", yanchor="top", showarrow=False, bgcolor="rgba(255,255,255,0.8)",
             )  # fmt: skip
 
     def __repr__(self) -> str:
-        if not self._kept:
+        if not self._step:
             return f"History({len(self)} steps)"
-        (*_, found) = ({}, *(record for record in self.judged if record[STEP] == self._kept))
-        shares = ", ".join(f"{name} {found[name]:.2f}" for name in SHARES if name in found)
-        return f"History({len(self)} steps, step {self._kept} kept{': ' * bool(shares)}{shares})"
+        (*_, last) = ({}, *(record for record in self.judged if record[STEP] == self._step))
+        shares = ", ".join(f"{name} {last[name]:.2f}" for name in SHARES if name in last)
+        return f"History({len(self)} steps, step {self._step} kept{': ' * bool(shares)}{shares})"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {**self.plot()._repr_mimebundle_(include, exclude), "text/plain": repr(self)}

@@ -1,8 +1,8 @@
 """Edits on the Hugging Face hub: sent as the file that is saved, fetched by name and revision.
 
-1. A folder is read where it is. Only a string that names no folder and is written ``user/name`` is looked
-   up on the hub: nothing is downloaded unless it is asked for in this way.
-2. What was downloaded once is found again without a network, as Hugging Face keeps it.
+1. What is on the disk is read from there. Only a string that names no file or folder and is written
+   ``user/name`` is looked up on the hub.
+2. What was downloaded once is read again without a network, from Hugging Face's cache.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What an edit does to each site: how far it moves it, and in how many directions.
+"""How large the deltas of each site are, and of which rank.
 
-1. The deltas are spread out over their parameters, and every site takes its own slices out of them.
+1. The deltas are spread out over their parameters, and each site's slices are taken out of them.
 2. The norm of a site is the Frobenius norm of all its deltas together.
 3. The rank of a site is the largest numerical rank among its matrices: the number of singular values above a
    share of the largest one. A bias counts as a matrix of one column. A head's matrices are its rows of Q, K
@@ -29,8 +29,8 @@ def norms(deltas: Sequence[Delta], shapes: Shapes, localization: Localization, h
     """The Frobenius norm of the deltas of every site.
 
     Args:
-        deltas: of an edit.
-        shapes: the shape of every parameter that is touched.
+        deltas: the deltas of an edit.
+        shapes: the shape of every parameter that is changed.
         localization: the sites.
         hm: the model, for the table from sites to slices.
     """
@@ -53,8 +53,8 @@ def ranks(
     """The largest numerical rank among the delta matrices of every site.
 
     Args:
-        deltas: of an edit.
-        shapes: the shape of every parameter that is touched.
+        deltas: the deltas of an edit.
+        shapes: the shape of every parameter that is changed.
         localization: the sites.
         hm: the model, for the table from sites to slices.
         tolerance: the share of a matrix's largest singular value up to which others count as zero; None for
@@ -95,11 +95,11 @@ def _scores(
 ) -> Scores:
     sites = tuple(localization)
     spread = dense(deltas, shapes)
-    own = (
+    by_site = (
         [part.of(spread[part.name]) for part in hm.slices([site]) if part.name in spread] for site in sites
     )
     return Scores.of(
-        torch.tensor([measure(parts) for parts in own]),
+        torch.tensor([measure(parts) for parts in by_site]),
         sites,
         dims=("site",),
         params={site: hm.size([site]) for site in sites},

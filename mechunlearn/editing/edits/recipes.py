@@ -1,7 +1,6 @@
-"""How an edit was made, as a value: enough to make it again elsewhere.
+"""How an edit was made, as a value that is enough to make it again elsewhere.
 
-An audit refits the same recipe on random localizations, so that what an edit achieved can be told from
-what any edit of that size achieves.
+An audit refits the recipe on random localizations, to compare an edit with any edit of its size.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ class Stop:
     """When to stop an edit, judged on validation phrasings alone.
 
     Every ``every`` steps the forget set's success (the new answer is given, or the old one is not) and
-    the retain set's accuracy are measured. Training ends when success has reached ``goal`` and
-    retention is at least ``keep``. The best step seen is the one that is kept: the highest sum of
-    success (up to the goal) and retention (up to the bound), ties to the later step.
+    the retain set's accuracy, the retention, are measured. Training ends when success has reached ``goal``
+    and retention ``min_retention``. The edit is that of the best step: the highest sum of success (up to
+    the goal) and retention (up to its bound), ties to the later step.
 
     Args:
         goal: share of the forget set's validation questions that must succeed.
-        keep: accuracy that the retain set must keep.
+        min_retention: share of the retain set's validation questions that must be answered right.
         every: steps between two measurements.
         give_up: training also ends when retention falls below this; None to go on whatever it costs.
 
@@ -43,12 +42,12 @@ class Stop:
     """
 
     goal: float = 0.98
-    keep: float = 0.95
+    min_retention: float = 0.95
     every: int = 10
     give_up: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("goal", "keep", "give_up"):
+        for name in ("goal", "min_retention", "give_up"):
             share = getattr(self, name)
             unset = name == "give_up" and share is None
             fine = unset or (isinstance(share, float | int) and 0 <= share <= 1)
@@ -59,36 +58,79 @@ class Stop:
         """How good a step is; nothing is gained beyond goal and bound.
 
         Example:
-            >>> Stop(goal=0.5, keep=1.0).value(1.0, 1.0)
+            >>> Stop(goal=0.5, min_retention=1.0).value(1.0, 1.0)
             1.5
         """
-        return min(success, self.goal) + min(retention, self.keep)
+        return min(success, self.goal) + min(retention, self.min_retention)
 
     def reached(self, success: float, retention: float) -> bool:
         """Whether training may end: the goal is reached, or too much was lost."""
         lost = self.give_up is not None and retention < self.give_up
-        return lost or (success >= self.goal and retention >= self.keep)
+        return lost or (success >= self.goal and retention >= self.min_retention)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How a step moves the trained tensors.
+
+    Args:
+        name: a class of ``torch.optim`` that takes ``lr`` and ``weight_decay``.
+        weight_decay: pulls the deltas towards zero, that is, towards the unedited weights.
+        schedule: how the learning rate falls to zero over the steps: as half a ``"cosine"``, as a straight
+            line (``"linear"``), or not at all (``"constant"``).
+        warmup: steps over which the learning rate first rises, as a straight line.
+        clip: the norm that the gradient of a step is cut to; None for no bound.
+        micro_batches: parts that the examples of a step are run in, one after the other, for less memory;
+            the loss terms of the parts are averaged.
+
+    Raises:
+        TrainingError: a number is out of its range.
+
+    Example:
+        >>> Optimizer("SGD", schedule="constant").clip is None
+        True
+    """
+
+    name: str = "AdamW"
+    weight_decay: float = 0.0
+    schedule: Schedule = "cosine"
+    warmup: int = 0
+    clip: float | None = None
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        whole(0, warmup=self.warmup)
+        whole(1, micro_batches=self.micro_batches)
+        at_least(0, weight_decay=self.weight_decay)
+        if self.clip is not None:
+            above(0, clip=self.clip)
+        fine = self.schedule in get_args(Schedule)
+        require(fine, "schedule", self.schedule, "one of " + ", ".join(map(repr, get_args(Schedule))))
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, as a share of the peak.
+
+        Args:
+            step: the number of the step, from 0.
+            steps: how many steps there are.
+
+        Example:
+            >>> Optimizer(warmup=1).rate(0, 10)
+            0.5
+        """
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        if self.schedule == "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        return 1 - done if self.schedule == "linear" else 1.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Objective and training options of an edit, everything but the place.
+    """How an edit is trained: all options that decide its outcome, but for the localization and the facts.
 
-    Args:
-        objective: what was minimised.
-        steps: at most so many.
-        lr: the peak learning rate.
-        weight_decay: on the deltas, so it pulls towards the unedited weights.
-        batch_size: questions of each kind a step, and a quarter as many texts.
-        seed: of the order of examples.
-        stop: when to stop before ``steps``; None runs all of them and keeps the last.
-        optimizer: the name of a class in ``torch.optim``.
-        schedule: how the learning rate falls to zero over ``steps``: as half a ``"cosine"``, as a straight
-            line (``"linear"``), or not at all (``"constant"``).
-        warmup: steps over which the learning rate first rises, as a straight line.
-        clip: the norm that the gradient of a step is cut to; None for no bound.
-        micro_batches: parts that the examples of a step are run in, one after the other; the loss terms of
-            the parts are averaged.
+    :func:`mechunlearn.edit` makes it, and tells what each option is.
 
     Raises:
         TrainingError: a number is out of its range.
@@ -101,59 +143,34 @@ class Recipe:
     objective: Objective
     steps: int = 200
     lr: float = 1e-3
-    weight_decay: float = 0.0
-    batch_size: int = 32
     seed: int = 0
-    stop: Stop | None = dataclasses.field(default_factory=Stop)
-    optimizer: str = "AdamW"
-    schedule: Schedule = "cosine"
-    warmup: int = 0
-    clip: float | None = None
-    micro_batches: int = 1
+    stop: Stop | None = Stop()
+    optimizer: Optimizer = Optimizer()
+    batch_size: int = 32
 
     def __post_init__(self) -> None:
-        known = not isinstance(self.objective, type) and isinstance(self.objective, Objective)
-        require(known, "objective", self.objective, "an objective such as objectives.Inject()")
-        whole(0, steps=self.steps, warmup=self.warmup)
-        whole(1, batch_size=self.batch_size, micro_batches=self.micro_batches)
+        fine = not isinstance(self.objective, type) and isinstance(self.objective, Objective)
+        require(fine, "objective", self.objective, "an objective such as objectives.Inject()")
+        whole(0, steps=self.steps)
+        whole(1, batch_size=self.batch_size)
         above(0, lr=self.lr)
-        at_least(0, weight_decay=self.weight_decay)
-        if self.clip is not None:
-            above(0, clip=self.clip)
         fine = self.stop is None or isinstance(self.stop, Stop)
         require(fine, "stop", self.stop, "a Stop(...), or None to take all steps")
-        fine = self.schedule in get_args(Schedule)
-        require(fine, "schedule", self.schedule, "one of " + ", ".join(map(repr, get_args(Schedule))))
+        fine = isinstance(self.optimizer, Optimizer)
+        require(fine, "optimizer", self.optimizer, 'an Optimizer(...), such as Optimizer("SGD")')
 
     @property
     def summary(self) -> str:
         """The recipe in one line."""
         steps = f"{self.steps} steps" if self.stop is None else f"up to {self.steps} steps"
-        return f"{self.objective}, {steps} of {self.optimizer} at lr {self.lr:g}, seed {self.seed}"
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, as a share of the peak.
-
-        Args:
-            step: its number, from 0.
-
-        Example:
-            >>> Recipe(objectives.Inject(), steps=10, warmup=1).rate(0)
-            0.5
-        """
-        if step < self.warmup:
-            return (step + 1) / (self.warmup + 1)
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        if self.schedule == "cosine":
-            return (1 + math.cos(math.pi * done)) / 2
-        return 1 - done if self.schedule == "linear" else 1.0
+        return f"{self.objective}, {steps} of {self.optimizer.name} at lr {self.lr:g}, seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON can hold it; an objective of this package is stored by name and fields."""
-        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        record["objective"] = _recorded(self.objective)
-        record["stop"] = dataclasses.asdict(self.stop) if self.stop else None
-        return record
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        stop = dataclasses.asdict(self.stop) if self.stop else None
+        optimizer = dataclasses.asdict(self.optimizer)
+        return {**options, "objective": _recorded(self.objective), "stop": stop, "optimizer": optimizer}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Recipe | None:
@@ -166,8 +183,8 @@ class Recipe:
         objective = _read(fields.pop("objective"))
         if objective is None:
             return None
-        stop = fields.pop("stop")
-        return cls(objective=objective, stop=Stop(**stop) if stop else None, **fields)
+        stop, optimizer = fields.pop("stop"), Optimizer(**fields.pop("optimizer", {}))
+        return cls(objective, stop=Stop(**stop) if stop else None, optimizer=optimizer, **fields)
 
 
 def _recorded(value: Any) -> Any:

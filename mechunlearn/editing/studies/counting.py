@@ -182,7 +182,7 @@ def count_curve(
         given = Facts([*forget, *facts.retain, *facts.test], text=facts.text, name=facts.name)
         saved = None if checkpoint is None else Path(checkpoint) / f"{count}_facts"
         fitted = edit(hm, localization, objective, given, seed=seed, checkpoint=saved, **options)
-        histories[count] = History(fitted.history, kept=fitted.step, title=f"{count} facts edited at once")
+        histories[count] = History(fitted.history, step=fitted.step, title=f"{count} facts edited at once")
         tables[count] = _ask(fitted.apply(hm), EDITED, forget, facts.maintained, counted, seed=seed)
     return CountCurve(tables, histories, f"{objective} at {localization}")
 

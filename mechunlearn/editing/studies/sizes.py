@@ -30,7 +30,7 @@ from mechunlearn.core.facts.fact import Fact, Phrasing
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.statistics import bootstrap_interval
 from mechunlearn.core.viz.curves import line_plot
-from mechunlearn.editing.edits import algebra, identity
+from mechunlearn.editing.edits import algebra, base_model
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.objectives.reading import Masking
 from mechunlearn.errors import EditError, FactError, one_of
@@ -166,7 +166,7 @@ def edit_size_curve(
         raise FactError(one_of("phrasing", phrasing, get_args(Phrasing)))
     how = _how(edit, by)
     algebra.require_fit(edit.shapes, hm.params)
-    identity.warn_of_another(hm, edit.made_on, stacklevel=2)
+    base_model.warn_of_another(hm, edit.made_on, stacklevel=2)
     ranked = _ranked(hm, edit, how)
     steps = _counts(counts, ranked.total)
     exam = _Exam.of(hm, facts, phrasing)

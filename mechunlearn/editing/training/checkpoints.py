@@ -1,9 +1,9 @@
-"""Go on with training that was cut off, and end in the same bytes.
+"""Resume training that was broken off, and end in the same bytes.
 
 1. A checkpoint is one safetensors file that appears whole or not at all: trained tensors, the optimiser's
    and the objective's state, the best step so far, and in the header, as JSON, everything that is no tensor.
-2. It holds a fingerprint of what it was made for: model, place, recipe, every token that is trained and
-   judged on. A run of another kind refuses it.
+2. It holds a fingerprint of the run: model, localization, recipe, every token that is trained on or measured.
+   Another run refuses it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Records = list[dict[str, float]]
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a run of training leaves what it needs to go on.
+    """The checkpoints of one run of training; each replaces the last.
 
     Args:
-        folder: where the file is; made if needed.
+        folder: the folder of the file; made if needed.
         every: steps between two checkpoints.
-        fingerprint: of what is trained on what.
+        fingerprint: a hash of what is trained on what.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Checkpoints:
         return self.folder / FILE
 
     def prepare(self) -> None:
-        """Make the folder now, and not when there is something to lose.
+        """Make the folder before training, so that nothing is lost if that fails.
 
         Raises:
             DataError: it cannot be made.
@@ -61,28 +61,28 @@ class Checkpoints:
             ) from None
 
     def save(
-        self, descent: Optimization, judge: EarlyStopping | None, history: Records, *, done: bool
+        self, run: Optimization, stopping: EarlyStopping | None, history: Records, *, done: bool
     ) -> None:
         """Write a checkpoint in place of the last.
 
         Args:
-            descent: the run.
-            judge: its judge, if it has one.
-            history: the records of the steps taken.
+            run: the run.
+            stopping: its early stopping, if it has one.
+            history: the records of the steps so far.
             done: whether training has ended.
         """
-        tensors = {f"trained.{i}": t for i, t in enumerate(descent.trained.tensors)}
+        tensors = {f"trained.{i}": t for i, t in enumerate(run.trained.tensors)}
         loose: dict[str, Any] = {}
-        for i, state in descent.optimizer.state_dict()["state"].items():
+        for i, state in run.optimizer.state_dict()["state"].items():
             _sort(state, f"optimizer.{i}", tensors, loose)
-        _sort(descent.state, "state", tensors, loose)
-        if judge is not None:
-            tensors |= {f"best.{i}": t for i, t in enumerate(judge.best)}
-            loose["judge"] = [judge.step, judge.value if judge.best else None]
+        _sort(run.state, "state", tensors, loose)
+        if stopping is not None:
+            tensors |= {f"best.{i}": t for i, t in enumerate(stopping.best)}
+            loose["judge"] = [stopping.step, stopping.value if stopping.best else None]
         record = {
             "fingerprint": self.fingerprint,
-            "first": descent.first,
-            "orders": {split: order.to_json() for split, order in descent.feed.orders.items()},
+            "first": run.first,
+            "orders": {split: order.to_json() for split, order in run.feed.orders.items()},
             "history": history,
             "done": done,
             "loose": loose,
@@ -92,41 +92,41 @@ class Checkpoints:
             self.path, {n: t.detach().clone() for n, t in tensors.items()}, {"record": json.dumps(record)}
         )
 
-    def load(self, descent: Optimization, judge: EarlyStopping | None) -> tuple[Records, bool]:
+    def load(self, run: Optimization, stopping: EarlyStopping | None) -> tuple[Records, bool]:
         """Put a run where the checkpoint left it, if there is one.
 
         Args:
-            descent: the run, before its first step.
-            judge: its judge, if it has one.
+            run: the run, before its first step.
+            stopping: its early stopping, if it has one.
 
         Returns:
-            The records of the steps taken, and whether training has ended.
+            The records of the steps so far, and whether training has ended.
 
         Raises:
             DataError: the file is damaged, or of a run of another kind.
         """
-        for orphan in self.folder.glob(f"{FILE}.*"):  # of a process that was killed while it wrote
+        for orphan in self.folder.glob(f"{FILE}.*"):  # the draft of a process that was killed while it wrote
             orphan.unlink(missing_ok=True)
         if not self.path.exists():
             return [], False
         record, tensors = self._read()
-        device = descent.trained.tensors[0].device
+        device = run.trained.tensors[0].device
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        descent.trained.restore(_series(tensors, "trained"))
+        run.trained.restore(_series(tensors, "trained"))
         loose = record["loose"]
-        count = len(descent.trained.tensors)
+        count = len(run.trained.tensors)
         states = {i: _gather(f"optimizer.{i}", tensors, loose) for i in range(count)}
-        groups = descent.optimizer.state_dict()["param_groups"]
-        descent.optimizer.load_state_dict(
+        groups = run.optimizer.state_dict()["param_groups"]
+        run.optimizer.load_state_dict(
             {"state": {i: state for i, state in states.items() if state}, "param_groups": groups}
         )
-        descent.state = _gather("state", tensors, loose)
-        descent.first = record["first"]
+        run.state = _gather("state", tensors, loose)
+        run.first = record["first"]
         for split, order in record["orders"].items():
-            descent.feed.orders[split].restore(order)
-        if judge is not None and loose["judge"][1] is not None:
-            judge.step, judge.value = loose["judge"]
-            judge.best = tuple(_series(tensors, "best"))
+            run.feed.orders[split].restore(order)
+        if stopping is not None and loose["judge"][1] is not None:
+            stopping.step, stopping.value = loose["judge"]
+            stopping.best = tuple(_series(tensors, "best"))
         return record["history"], record["done"]
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -141,47 +141,47 @@ class Checkpoints:
 
 
 def fingerprint(
-    descent: Optimization, judge: EarlyStopping | None, *, model: str, sites: Iterable[object]
+    run: Optimization, stopping: EarlyStopping | None, *, model: str, sites: Iterable[object]
 ) -> str:
     """A hash of everything that decides the outcome of a run.
 
     Args:
-        descent: the run.
-        judge: its judge, if it has one.
+        run: the run.
+        stopping: its early stopping, if it has one.
         model: the identity of the model.
-        sites: what is trained.
+        sites: the localization.
 
     Raises:
         TrainingError: the objective's representation does not tell its options.
     """
-    name = repr(descent.recipe.objective)
+    name = repr(run.recipe.objective)
     if " object at 0x" in name:
         raise TrainingError(
             f"the objective {name} does not tell its options, so a run of it cannot be told from another and "
             "resumed; make it a frozen dataclass, or leave checkpoint= out"
         )
-    told = {"recipe": descent.recipe.to_json(), "model": model, "sites": sorted(map(str, sites))}
-    found = hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode())
-    judged = [p.batch for p in (judge.forget, judge.retain) if p.batch is not None] if judge else []
-    for batch in (*descent.feed.batches(), *judged):
+    record = {"recipe": run.recipe.to_json(), "model": model, "sites": sorted(map(str, sites))}
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True, default=repr).encode())
+    measured = (stopping.forget.batch, stopping.retain.batch) if stopping else ()
+    for batch in (*run.feed.batches(), *(each for each in measured if each is not None)):
         for tensor in (batch.tokens, batch.mask, batch.labels):
-            found.update(tensor.cpu().numpy().tobytes())
-    return found.hexdigest()
+            digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _sort(state: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor], loose: dict[str, Any]) -> None:
-    """Tell tensors from numbers."""
+    """File a state's tensors and its other values, each under a prefixed name."""
     for name, value in state.items():
         (tensors if isinstance(value, Tensor) else loose)[f"{prefix}.{name}"] = value
 
 
 def _gather(prefix: str, tensors: Mapping[str, Tensor], loose: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`_sort` told apart."""
+    """The state that :func:`_sort` filed."""
     start = prefix + "."
     both: dict[str, Any] = {**tensors, **loose}
     return {name.removeprefix(start): value for name, value in both.items() if name.startswith(start)}
 
 
 def _series(tensors: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
-    found = _gather(prefix, tensors, {})
-    return [found[str(i)] for i in range(len(found))]
+    numbered = _gather(prefix, tensors, {})
+    return [numbered[str(i)] for i in range(len(numbered))]

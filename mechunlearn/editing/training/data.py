@@ -2,11 +2,11 @@
 
 1. Every split is encoded once before training, per answer that is read of it (`examples`). A step takes
    ``batch_size`` questions of every split and a quarter as many texts, the same questions for all answers.
-2. The model runs once per split and answer, from the first edited block on: the entry states of the
-   examples are kept (`keeping`). Logits are computed only where some read wants them; what comes after the
-   last position that is read is not fed.
-3. What the unedited model says (``reference``) is computed once per example, on the frozen weights, and
-   kept too: single numbers where only the labels' log-probabilities are compared.
+2. The model runs once per split and answer, from the first edited block on: the states that enter this
+   block are cached (`activation_cache`). Logits are computed at the positions that are read, and tokens
+   after the last of these are not fed.
+3. What the unedited model gives (``reference``) is computed once per example, on the frozen weights, and
+   cached too: single numbers where only the labels' log-probabilities are compared.
 """
 
 from __future__ import annotations
@@ -26,19 +26,23 @@ from mechunlearn.editing.objectives.reading import Outputs, Reference, Request
 from mechunlearn.editing.training.activation_cache import CHUNK, ActivationCache, CacheBudget
 from mechunlearn.editing.training.examples import Order, key_of, labels_of, per_step, variants
 from mechunlearn.editing.training.partial_forward import Runner
-from mechunlearn.errors import SiteError, TrainingError
+from mechunlearn.errors import TrainingError
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 
 if TYPE_CHECKING:
     from mechunlearn.models.hooked import HookedModel
 
 Key = tuple[str, str]
-LOGITS = 1 << 27  # of the reference, computed at a time: half a GiB in float32
+"""A split, and the answer that is read of it."""
+MicroBatch = dict[Key, tuple[int, list[int]]]
+"""For every source the number of a variant, and the rows to run."""
+LOGITS = 1 << 27
+"""Logits of the unedited model computed at a time: half a GiB in float32."""
 
 
 @dataclass(eq=False)
 class _Source:
-    """One split with one answer: its variants, and what is kept of each."""
+    """One split with one answer: its variants, and the caches of each."""
 
     variants: tuple[Batch, ...]
     states: tuple[ActivationCache | None, ...]
@@ -47,7 +51,7 @@ class _Source:
 
 @dataclass(frozen=True, eq=False)
 class DataFeed:
-    """Draws readings for an objective, step by step.
+    """Draws examples step by step, and gives an objective the outputs it requests.
 
     Args:
         runner: runs the model with the weights of a step.
@@ -55,8 +59,8 @@ class DataFeed:
         requests: what the objective declared.
         sources: the examples, by split and answer.
         orders: the order of the examples of each split.
-        batch_size: questions of each split a step; a quarter as many texts.
-        parts: a step's examples are run in so many parts, one after the other.
+        batch_size: questions of each split a step, and a quarter as many texts.
+        micro_batches: parts that a step's examples are run in, one after the other.
     """
 
     runner: Runner
@@ -65,7 +69,7 @@ class DataFeed:
     sources: dict[Key, _Source]
     orders: Mapping[str, Order]
     batch_size: int
-    parts: int
+    micro_batches: int
 
     @classmethod
     def of(
@@ -76,13 +80,13 @@ class DataFeed:
         facts: Facts,
         *,
         frozen: Mapping[str, Tensor],
-        room: CacheBudget,
+        budget: CacheBudget,
         batch_size: int,
         seed: int,
-        parts: int = 1,
+        micro_batches: int = 1,
         corpus: Batch | None = None,
     ) -> DataFeed:
-        """Encode what will be read.
+        """Encode the examples that will be read.
 
         Args:
             hm: the unedited model.
@@ -90,10 +94,10 @@ class DataFeed:
             requests: what the objective declared.
             facts: the forget and retain sets and text.
             frozen: the unedited weights of the parameters that are trained.
-            room: for what is kept from step to step.
-            batch_size: questions of each split a step; a quarter as many texts.
-            seed: of the order of the examples, and of answers that are drawn.
-            parts: a step's examples are run in so many parts.
+            budget: memory and disk for the caches.
+            batch_size: questions of each split a step, and a quarter as many texts.
+            seed: seed of the order of the examples, and of answers that are drawn.
+            micro_batches: parts that a step's examples are run in.
             corpus: encoded text with labels of its own.
 
         Raises:
@@ -101,84 +105,84 @@ class DataFeed:
             TrainingError: a set has fewer examples than there are parts.
         """
         sources: dict[Key, _Source] = {}
-        feed = cls(runner, frozen, requests, sources, {}, batch_size, parts)
-        keys = sorted({key_of(read) for read in requests.values()})
+        feed = cls(runner, frozen, requests, sources, {}, batch_size, micro_batches)
+        keys = sorted({key_of(request) for request in requests.values()})
         for key in keys:
-            own = {name: read for name, read in requests.items() if key_of(read) == key}
-            batches = variants(hm, facts, corpus, next(iter(own.values())), seed=seed)
-            sources[key] = _Source(
-                batches,
-                tuple(feed._states(batch, room) if runner.enters else None for batch in batches),
-                (),
-            )
-            references = tuple(feed._references(key, i, own, room) for i in range(len(batches)))
+            requested = feed._requested(key)
+            batches = variants(hm, facts, corpus, next(iter(requested.values())), seed=seed)
+            states = tuple(feed._states(batch, budget) if runner.enters else None for batch in batches)
+            # The references are computed from the states, so the source must stand before their caches do.
+            sources[key] = _Source(batches, states, ())
+            references = tuple(feed._references(key, i, requested, budget) for i in range(len(batches)))
             sources[key] = replace(sources[key], references=references)
         orders = {}
+        # One order per split, whatever its number of answers: that of the first key, which comes last here.
         for key in reversed(keys):
             total = len(sources[key].variants[0])
             least = min(total, per_step(key[0], batch_size))
-            if parts > least:
+            if micro_batches > least:
                 raise TrainingError(
-                    f"micro_batches is {parts}, and a step takes {least} examples of the {key[0]} set; give "
-                    f"micro_batches of at most {least}, or a larger batch_size"
+                    f"micro_batches is {micro_batches}, and a step takes {least} examples of the {key[0]} "
+                    f"set; give micro_batches of at most {least}, or a larger batch_size"
                 )
             orders[key[0]] = Order(total, random.Random(f"{seed} {key}"))
         return replace(feed, orders=orders)
 
-    def draw(self) -> list[dict[Key, tuple[int, list[int]]]]:
-        """The examples of the next step: for each part, which variant and which rows of every source."""
-        taken = {s: order.next(per_step(s, self.batch_size)) for s, order in sorted(self.orders.items())}
-        parts: list[dict[Key, tuple[int, list[int]]]] = []
-        for number in range(self.parts):
+    def draw(self) -> list[MicroBatch]:
+        """The examples of the next step, in micro-batches."""
+        drawn = {s: order.next(per_step(s, self.batch_size)) for s, order in sorted(self.orders.items())}
+        parts: list[MicroBatch] = []
+        for number in range(self.micro_batches):
             part = {}
             for key, source in self.sources.items():
-                rows, turn = taken[key[0]]
-                low, high = (len(rows) * n // self.parts for n in (number, number + 1))
+                rows, turn = drawn[key[0]]
+                low, high = (len(rows) * n // self.micro_batches for n in (number, number + 1))
                 part[key] = (turn % len(source.variants), rows[low:high])
             parts.append(part)
         return parts
 
-    def read(
-        self, part: Mapping[Key, tuple[int, list[int]]], weights: Mapping[str, Tensor]
-    ) -> dict[str, Outputs]:
-        """The readings of one part of a step.
+    def read(self, part: MicroBatch, weights: Mapping[str, Tensor]) -> dict[str, Outputs]:
+        """Run a micro-batch, and give the outputs that each request asks for.
 
         Args:
             part: one of what :meth:`draw` gave.
-            weights: the trained parameters, as functions of what is trained.
+            weights: the trained parameters, as functions of the trained tensors.
         """
-        readings: dict[str, Outputs] = {}
-        kept: dict[str, dict[str, Tensor]] = {}
-        self.runner.put(self.frozen)
+        outputs: dict[str, Outputs] = {}
+        references: dict[str, dict[str, Tensor]] = {}
+        # What is cached must come from the unedited model, also where it is computed at this very step.
+        self.runner.set_weights(self.frozen)
         for key, (variant, rows) in part.items():
-            for name, store in self.sources[key].references[variant].items():
-                kept[name] = {str(self.requests[name].reference): torch.cat(store.get(rows))}
-        states = {key: self._entry(key, *where) for key, where in part.items()}
-        self.runner.put(weights)
+            for name, cache in self.sources[key].references[variant].items():
+                references[name] = {f"reference_{self.requests[name].reference}": torch.cat(cache.get(rows))}
+        states = {key: self._entry(key, variant, rows) for key, (variant, rows) in part.items()}
+        self.runner.set_weights(weights)
         for key, (variant, rows) in part.items():
-            own = {name: read for name, read in self.requests.items() if key_of(read) == key}
-            # Rows in one piece, as they were when one answer was all there was to read.
             batch = self.sources[key].variants[variant].rows(rows).trimmed()
-            for name, reading in self._run(batch, own, states[key]).items():
-                more: Any = {f"reference_{what}": value for what, value in kept.get(name, {}).items()}
-                readings[name] = replace(reading, **more)
-        return readings
+            for name, output in self._run(batch, self._requested(key), states[key]).items():
+                reference: Any = references.get(name, {})
+                outputs[name] = replace(output, **reference)
+        return outputs
 
     def computed(self) -> int:
         """How many entry states and references were computed so far, in examples."""
-        stores = [
-            store
+        caches = [
+            cache
             for source in self.sources.values()
-            for store in (*source.states, *(s for refs in source.references for s in refs.values()))
+            for cache in (*source.states, *(c for refs in source.references for c in refs.values()))
         ]
-        return sum(store.passes for store in stores if store is not None)
+        return sum(cache.computed for cache in caches if cache is not None)
 
-    def _entry(self, key: Key, variant: int, rows: list[int]) -> Tensor | None:
-        store = self.sources[key].states[variant]
-        return None if store is None else pad_sequence(store.get(rows), batch_first=True)
+    def _requested(self, key: Key) -> dict[str, Request]:
+        """The requests that are served by one run of the examples of a key."""
+        return {name: request for name, request in self.requests.items() if key_of(request) == key}
 
-    def _states(self, batch: Batch, room: CacheBudget) -> ActivationCache:
-        """A store of the entry states of some examples."""
+    def _entry(self, key: Key, variant: int, rows: list[int]) -> Float[Tensor, "row pos d_model"] | None:
+        cache = self.sources[key].states[variant]
+        return None if cache is None else pad_sequence(cache.get(rows), batch_first=True)
+
+    def _states(self, batch: Batch, budget: CacheBudget) -> ActivationCache:
+        """A cache of the states that enter the first edited block."""
         lengths = batch.lengths.tolist()
 
         def compute(rows: list[int]) -> list[Float[Tensor, "rows ..."]]:
@@ -186,100 +190,93 @@ class DataFeed:
             states = self.runner.states(some.tokens, some.mask)
             return [state[: lengths[i]] for state, i in zip(states, rows, strict=True)]
 
-        return ActivationCache.of(lengths, compute, room, width=self._bytes("hidden"))
+        return ActivationCache.of(lengths, compute, budget, width=self._bytes("hidden"))
 
     def _references(
-        self, key: Key, variant: int, requests: Mapping[str, Request], room: CacheBudget
+        self, key: Key, variant: int, requests: Mapping[str, Request], budget: CacheBudget
     ) -> dict[str, ActivationCache]:
-        """Stores of what the unedited model gives to the examples, for the reads that compare with it."""
-        return {
-            name: self._reference(key, variant, replace(read, logits=read.reference != "hidden"), room)
-            for name, read in requests.items()
-            if read.reference is not None
-        }
+        """Caches of what the unedited model gives, for the requests that compare with it."""
+        caches = {}
+        for name, request in requests.items():
+            if request.reference is not None:
+                request = replace(request, logits=request.reference != "hidden")
+                caches[name] = self._reference(key, variant, request, budget)
+        return caches
 
-    def _reference(self, key: Key, variant: int, read: Request, room: CacheBudget) -> ActivationCache:
+    def _reference(self, key: Key, variant: int, request: Request, budget: CacheBudget) -> ActivationCache:
         batch = self.sources[key].variants[variant]
-        counts = (labels_of(batch, read) != IGNORED).sum(1).tolist()
+        counts = (labels_of(batch, request) != IGNORED).sum(1).tolist()
         vocabulary = self.runner.hm.hf.config.get_text_config().vocab_size
-        chunk = max(1, min(CHUNK, LOGITS // (max(counts) * vocabulary))) if read.logits else CHUNK
+        chunk = max(1, min(CHUNK, LOGITS // (max(counts) * vocabulary))) if request.logits else CHUNK
 
         def compute(rows: list[int]) -> list[Float[Tensor, "rows ..."]]:
-            found: list[Tensor] = []
+            references: list[Tensor] = []
+            # In chunks here too: examples that are not cached come as many as a step takes.
             for some in torch.split(torch.tensor(rows), chunk):
                 state = self._entry(key, variant, some.tolist())
                 with torch.no_grad():
-                    reading = self._run(batch.rows(some).trimmed(), {"": read}, state)[""]
-                found += torch.split(_compared(read, reading), [counts[i] for i in some.tolist()])
-            return found
+                    output = self._run(batch.rows(some).trimmed(), {"": request}, state)[""]
+                references += torch.split(_compared(request, output), [counts[i] for i in some.tolist()])
+            return references
 
-        return ActivationCache.of(counts, compute, room, width=self._bytes(read.reference), chunk=chunk)
+        return ActivationCache.of(counts, compute, budget, width=self._bytes(request.reference), chunk=chunk)
 
-    def _bytes(self, what: Reference | None) -> int:
-        """The size of one position's entry state, or of what is compared with there."""
+    def _bytes(self, reference: Reference | None) -> int:
+        """Bytes of a reference at one position; those of ``"hidden"`` are an entry state's."""
         config = self.runner.hm.hf.config.get_text_config()
         dtype: torch.dtype = self.runner.hm.hf.get_input_embeddings().weight.dtype
-        if what == "hidden":
+        if reference == "hidden":
             return int(config.hidden_size) * dtype.itemsize
         wide = torch.promote_types(dtype, torch.float32).itemsize
-        return wide * (int(config.vocab_size) if what == "logprobs" else 1)
+        return wide * (int(config.vocab_size) if reference == "logprobs" else 1)
 
-    def _run(self, batch: Batch, requests: Mapping[str, Request], state: Tensor | None) -> dict[str, Outputs]:
-        """Run the model on a batch, and gather what each read asks for."""
-        labels = {name: labels_of(batch, read) for name, read in requests.items()}
-        asked = torch.stack([one != IGNORED for one in labels.values()]).any(0)
-        fed = slice(0, int(asked.any(0).nonzero()[-1, 0]) + 1)
-        spoken = torch.stack([(labels[n] != IGNORED) & read.logits for n, read in requests.items()]).any(0)
-        columns = spoken.any(0).nonzero()[:, 0]
+    def _run(
+        self, batch: Batch, requests: Mapping[str, Request], state: Float[Tensor, "row pos d_model"] | None
+    ) -> dict[str, Outputs]:
+        """Run the model once on a batch, and pick out of it what each request asks for.
+
+        Args:
+            batch: the examples.
+            requests: all that are served by this run.
+            state: what enters the first edited block; None to run the whole model.
+        """
+        labels = {name: labels_of(batch, request) for name, request in requests.items()}
+        # A position sees only those before it: what comes after the last that is read need not be fed.
+        read = torch.stack([one != IGNORED for one in labels.values()]).any(0)
+        fed = slice(0, int(read.any(0).nonzero()[-1, 0]) + 1)
+        # The vocabulary is wide, so logits are formed only in the columns where some request reads them. The
+        # model takes the same columns for all rows; which of them a row reads is picked out below.
+        spoken = [(labels[name] != IGNORED) & request.logits for name, request in requests.items()]
+        columns = torch.stack(spoken).any(0).any(0).nonzero()[:, 0]
         output = self.runner.run(
             batch.tokens[:, fed],
             batch.mask[:, fed],
             columns=columns,
-            hidden=[read.hidden for read in requests.values() if read.hidden is not None],
+            hidden=[request.hidden for request in requests.values() if request.hidden is not None],
             state=None if state is None else state[:, fed],
         )
-        readings = {}
-        for name, read in requests.items():
+        outputs = {}
+        for name, request in requests.items():
             where = labels[name] != IGNORED
-            readings[name] = Outputs(
+            outputs[name] = Outputs(
+                # The mask of positions is cut to the columns, or to the positions fed, as the tensor was.
                 logits=_at(output.logits, where[:, columns])
-                if read.logits
+                if request.logits
                 else output.logits.new_empty(int(where.sum()), 0),
                 labels=labels[name][where],
                 row=where.nonzero()[:, 0],
-                hidden=None if read.hidden is None else _at(output.hidden[read.hidden], where[:, fed]),
+                hidden=None if request.hidden is None else _at(output.hidden[request.hidden], where[:, fed]),
             )
-        return readings
+        return outputs
 
     def release(self) -> None:
-        """Let go of all that is kept; stores and feed refer to each other, and nobody else knows when."""
+        """Free the caches now: they and the feed refer to each other, so Python would wait to free them."""
         self.sources.clear()
 
     def batches(self) -> Iterator[Batch]:
-        """All examples, for telling one set of them from another."""
+        """All examples, encoded."""
         for key in sorted(self.sources):
             yield from self.sources[key].variants
-
-
-def first_block(hm: HookedModel, entry: int, requests: Mapping[str, Request]) -> int:
-    """The block at which runs may begin: the first that is edited, or an earlier one that is read.
-
-    Args:
-        hm: the model.
-        entry: the first block that is edited.
-        requests: what the objective declared.
-
-    Raises:
-        SiteError: a block whose output is read does not exist.
-    """
-    layers = hm.sites.shape.n_layers
-    for name, read in requests.items():
-        if read.hidden is not None and not 0 <= read.hidden < layers:
-            raise SiteError(
-                f"the objective reads {name!r} after block {read.hidden}; this model's blocks are 0 to "
-                f"{layers - 1}"
-            )
-    return min([entry, *(read.hidden for read in requests.values() if read.hidden is not None)])
 
 
 def _at(
@@ -289,12 +286,12 @@ def _at(
     return values.flatten(0, 1) if bool(where.all()) else values[where]
 
 
-def _compared(read: Request, reading: Outputs) -> Float[Tensor, "token ..."]:
-    """The part of a reading of the unedited model that is compared with."""
-    if read.reference == "hidden" and reading.hidden is not None:
-        return reading.hidden
-    logits = reading.logits.to(torch.promote_types(reading.logits.dtype, torch.float32))
+def _compared(request: Request, output: Outputs) -> Float[Tensor, "token ..."]:
+    """The part of the unedited model's outputs that a request compares with."""
+    if request.reference == "hidden" and output.hidden is not None:
+        return output.hidden
+    logits = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
     logprobs = logits.log_softmax(-1)
-    if read.reference == "logprobs":
+    if request.reference == "logprobs":
         return logprobs
-    return logprobs.gather(-1, reading.labels[:, None])[:, 0]
+    return logprobs.gather(-1, output.labels[:, None])[:, 0]

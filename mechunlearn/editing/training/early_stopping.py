@@ -1,8 +1,8 @@
-"""EarlyStopping an edit while it is trained, on validation phrasings alone, and remember the best step.
+"""Measure an edit while it is trained, on validation phrasings alone, and remember the best step.
 
 1. The forget set's success and the retain set's accuracy are measured on the model that is trained, with
-   the weights of the step. What the blocks below the edit give to the questions is remembered from one
-   measurement to the next.
+   the weights of the step. The states that enter the first edited block are cached from one measurement to
+   the next.
 2. The best step is the one of the highest ``Stop.value``, ties to the later one.
 """
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class EarlyStopping:
-    """Measures success and retention, and keeps the deltas of the best step.
+    """Measures success and retention, and copies the deltas of the best step.
 
     Args:
         stop: the criterion.
-        aim: the objective's, ``"new"`` or ``"forget"``.
+        aim: what counts as success, ``"new"`` or ``"forget"``.
         forget: the validation questions of the forget set.
-        retain: those of the retain set; without any, retention counts as whole.
+        retain: those of the retain set; without any, retention counts as 1.
         runner: runs the model.
-        trained: what is being trained.
-        room: bounds what is remembered.
+        trained: the trained tensors.
+        budget: the memory for cached states.
         best: the deltas of the best step so far.
-        step: that step; 0 before the first measurement.
-        value: its value.
+        step: the number of the best step; 0 before the first measurement.
+        value: the value of the best step.
     """
 
     stop: Stop
@@ -49,7 +49,7 @@ class EarlyStopping:
     retain: Prepared
     runner: Runner
     trained: Trained
-    room: CacheBudget
+    budget: CacheBudget
     best: tuple[Tensor, ...] = ()
     step: int = 0
     value: float = float("-inf")
@@ -65,49 +65,49 @@ class EarlyStopping:
         trained: Trained,
         *,
         runner: Runner,
-        room: CacheBudget,
+        budget: CacheBudget,
     ) -> EarlyStopping:
-        """Make a judge for one run of training.
+        """Encode the validation questions for one run of training.
 
         Args:
             hm: the model, which is only read.
             stop: the criterion.
-            objective: says what counts as success.
-            facts: their forget and retain sets are asked.
-            trained: what will be trained.
+            objective: the objective, which says what counts as success.
+            facts: the forget and retain sets.
+            trained: the trained tensors.
             runner: runs the model.
-            room: bounds what is remembered.
+            budget: the memory for cached states.
         """
         forget, retain = (prepare(hm, _validation(split)) for split in (facts.forget, facts.retain))
-        return cls(stop, objective.aim, forget, retain, runner, trained, room)
+        return cls(stop, objective.aim, forget, retain, runner, trained, budget)
 
     def due(self, step: int, last: int) -> bool:
-        """Whether a step is to be judged: every so many, and the last."""
+        """Whether a step is measured: every so many, and the last."""
         return step % self.stop.every == 0 or step == last
 
     @torch.no_grad()
-    def judge(self, step: int) -> dict[str, float]:
-        """Measure the deltas as they are, and keep them if they are the best so far.
+    def measure(self, step: int) -> dict[str, float]:
+        """Measure the deltas as they are, and copy them if they are the best so far.
 
         Args:
-            step: its number.
+            step: the number of the step.
 
         Returns:
             ``success`` and ``retention``, as shares.
         """
-        self.runner.put(self.trained.changed())
-        with self.runner.remembering(self._memory, self.room):
+        self.runner.set_weights(self.trained.changed())
+        with self.runner.remembering(self._memory, self.budget):
             outcome = score(self.runner.hm, self.forget)
-            kept = float(score(self.runner.hm, self.retain).correct.mean()) if self.retain.facts else 1.0
-        self.runner.put(self.trained.frozen)
+            retention = float(score(self.runner.hm, self.retain).correct.mean()) if self.retain.facts else 1.0
+        self.runner.set_weights(self.trained.frozen)
         success = float((outcome.says_new if self.aim == "new" else ~outcome.correct).mean())
-        value = self.stop.value(success, kept)
+        value = self.stop.value(success, retention)
         if value >= self.value:
             self.value, self.best, self.step = value, self.trained.snapshot(), step
-        return {"success": success, "retention": kept}
+        return {"success": success, "retention": retention}
 
 
 def _validation(facts: Facts) -> Facts:
     """The validation phrasings; the training ones of facts that have no others."""
-    asked = [ask for fact in facts for ask in fact.phrasings("validation" if fact.validation else "train")]
-    return Facts([replace(ask, entailed=(), others=(), neighbours={}) for ask in asked])
+    questions = [q for fact in facts for q in fact.phrasings("validation" if fact.validation else "train")]
+    return Facts([replace(question, entailed=(), others=(), neighbours={}) for question in questions])

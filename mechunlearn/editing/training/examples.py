@@ -2,8 +2,8 @@
 
 1. Every split is encoded once per answer that is read of it. An answer that varies (one of several texts,
    or one the model gives) is encoded once per variant; each pass over the questions uses the next.
-2. All answers of a split come in one order: seeded permutations, so that none comes twice before all came
-   once.
+2. All answers of a split come in one order: seeded permutations, so that no question comes twice before all
+   came once.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Order:
     """The order in which the examples of a split come.
 
     Args:
-        total: how many there are.
-        random: decides it.
-        queue: those that come next.
-        drawn: how many came so far.
+        total: how many examples there are.
+        random: the random generator that decides the order.
+        queue: the examples that come next.
+        drawn: how many examples came so far.
     """
 
     total: int
@@ -58,8 +58,8 @@ class Order:
             return list(range(self.total)), turn
         while len(self.queue) < count:
             self.queue += self.random.sample(range(self.total), self.total)
-        taken, self.queue = self.queue[:count], self.queue[count:]
-        return taken, turn
+        rows, self.queue = self.queue[:count], self.queue[count:]
+        return rows, turn
 
     def to_json(self) -> dict[str, Any]:
         """Where the order stands."""
@@ -74,43 +74,44 @@ class Order:
 
 
 def per_step(split: str, batch_size: int) -> int:
-    """How many examples of a split a step takes: a text asks for many tokens, so a quarter as many."""
+    """How many examples of a split a step takes: a quarter as many texts, since each has many tokens."""
     return -(-batch_size // QUESTIONS_PER_TEXT) if split in ("text", "corpus") else batch_size
 
 
-def key_of(read: Request) -> tuple[str, str]:
-    """What tells the examples of one read from another's: the split, and the answer in words."""
-    return read.split, "" if read.split in ("text", "corpus") else str(read.answer)
+def key_of(request: Request) -> tuple[str, str]:
+    """What decides the examples of a request: the split, and the answer in words."""
+    return request.split, "" if request.split in ("text", "corpus") else str(request.answer)
 
 
 def variants(
-    hm: HookedModel, facts: Facts, corpus: Batch | None, read: Request, *, seed: int
+    hm: HookedModel, facts: Facts, corpus: Batch | None, request: Request, *, seed: int
 ) -> tuple[Batch, ...]:
-    """Encode the examples of a read, once per variant of its answer.
+    """Encode the examples of a request, once per variant of its answer.
 
     Args:
         hm: the unedited model; it is run only if it is to give answers itself.
         facts: the forget and retain sets and text.
         corpus: encoded text with labels of its own.
-        read: what is read.
-        seed: of answers that are drawn.
+        request: the split and the answer.
+        seed: seed of answers that are drawn.
 
     Raises:
-        FactError: what is read is not there, or a fact lacks the answer.
+        FactError: the split is empty, or a fact lacks the answer.
     """
-    if read.split == "corpus":
+    if request.split == "corpus":
         return (_corpus(hm, corpus),)
-    if read.split == "text":
+    if request.split == "text":
         return (_text(hm, facts),)
-    asked = _questions(facts, read)
-    if isinstance(read.answer, str):
-        return (encode(hm, asked, answer=read.answer),)
-    return tuple(encode(hm, asked, answer=list(a)) for a in _answers(hm, asked, read.answer, seed))
+    questions = _questions(facts, request)
+    if isinstance(request.answer, str):
+        return (encode(hm, questions, answer=request.answer),)
+    answers = _answers(hm, questions, request.answer, seed)
+    return tuple(encode(hm, questions, answer=list(each)) for each in answers)
 
 
-def labels_of(batch: Batch, read: Request) -> Int[Tensor, "batch pos"]:
-    """What is to be predicted at each position that is read, -100 at the others."""
-    if read.positions == "answer":
+def labels_of(batch: Batch, request: Request) -> Int[Tensor, "batch pos"]:
+    """The token to predict at each position that is read, -100 at the others."""
+    if request.positions == "answer":
         return batch.labels
     labels = torch.full_like(batch.tokens, IGNORED)
     labels[:, :-1] = batch.tokens[:, 1:].masked_fill(batch.mask[:, 1:] == 0, IGNORED)
@@ -118,14 +119,14 @@ def labels_of(batch: Batch, read: Request) -> Int[Tensor, "batch pos"]:
 
 
 def _answers(
-    hm: HookedModel, asked: Sequence[Fact], answer: tuple[str, ...] | Sampled, seed: int
+    hm: HookedModel, questions: Sequence[Fact], answer: tuple[str, ...] | Sampled, seed: int
 ) -> list[tuple[str, ...]]:
     """One answer per question, once per variant."""
     if isinstance(answer, Sampled):
-        drawn = sample_answers(hm, asked, answer, seed=seed)
+        drawn = sample_answers(hm, questions, answer, seed=seed)
         return list(zip(*drawn, strict=True))
     rng = random.Random(f"{seed} answers")
-    shuffled = [rng.sample(answer, len(answer)) for _ in asked]
+    shuffled = [rng.sample(answer, len(answer)) for _ in questions]
     return list(zip(*shuffled, strict=True))
 
 
@@ -154,18 +155,18 @@ def _text(hm: HookedModel, facts: Facts) -> Batch:
     return encode_text(hm, facts.train_text, max_tokens=min(MAX_TEXT_TOKENS, longest))
 
 
-def _questions(facts: Facts, read: Request) -> list[Fact]:
-    chosen = facts.forget if read.split == "forget" else facts.retain
+def _questions(facts: Facts, request: Request) -> list[Fact]:
+    chosen = facts.forget if request.split == "forget" else facts.retain
     if not len(chosen):
         raise FactError(
-            f"the objective reads the {read.split} set and it is empty; give at least one "
-            f"Fact(..., split={read.split!r}), or set the objective's weight of it to 0"
+            f"the objective reads the {request.split} set and it is empty; give at least one "
+            f"Fact(..., split={request.split!r}), or set the objective's weight of it to 0"
         )
     for fact in chosen:
-        if isinstance(read.answer, str) and getattr(fact, read.answer) is None:
-            kind = "new answer" if read.answer == "new" else read.answer
+        if isinstance(request.answer, str) and getattr(fact, request.answer) is None:
+            kind = "new answer" if request.answer == "new" else request.answer
             raise FactError(
-                f"{fact.prompt!r} ({read.split}) has no {kind}, and the objective writes one; give the fact "
-                f"{read.answer}=..., or use an objective that only forgets, such as Forget()"
+                f"{fact.prompt!r} ({request.split}) has no {kind}, and the objective writes one; give the "
+                f"fact {request.answer}=..., or use an objective that only forgets, such as Forget()"
             )
-    return [ask for fact in chosen for ask in fact.phrasings("train")]
+    return [question for fact in chosen for question in fact.phrasings("train")]

@@ -1,14 +1,14 @@
 """Fit an edit: train the slices of a localization, and nothing else, on what an objective reads.
 
 1. The localization becomes slices of Hugging Face parameters, and each slice one small tensor of deltas
-   that starts at zero. Only these are given to the optimiser, so whatever it does, weight decay
-   included, nothing else can move.
+   that starts at zero. The optimiser is given these alone, so whatever it does, weight decay included,
+   nothing else can move.
 2. A step draws examples for everything the objective requests, runs the plain Hugging Face model from the
-   first edited block on with the deltas added, and hands the tensors to the objective. What the edit
-   cannot change is computed once per example and kept.
-3. Every few steps the model is judged on validation phrasings; the best step is kept and training
-   stops when the goal is reached.
-4. The user's model is only ever read. An error, a NaN or an interrupt leaves it as it was.
+   first edited block on with the deltas added, and hands the outputs to the objective. What the edit cannot
+   change is computed once per example and cached.
+3. Every few steps the model is measured on validation phrasings. Training stops when the goal is reached,
+   and the edit is that of the best step.
+4. The user's model is only read. An error, a NaN or an interrupt leaves it as it was.
 
 Source: the localized objectives of Guo et al., "Mechanistic Unlearning" (2024), with trainable slices in
 place of gradient masks.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,13 @@ from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.history import History
-from mechunlearn.editing.edits.recipes import Recipe, Schedule, Stop
-from mechunlearn.editing.objectives.checks import require, whole
+from mechunlearn.editing.edits.recipes import Optimizer, Recipe, Stop
+from mechunlearn.editing.objectives.checks import require
 from mechunlearn.editing.objectives.reading import Objective
-from mechunlearn.editing.training.activation_cache import CacheBudget, CacheLimits
+from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.checkpoints import Checkpoints, Records, fingerprint
 from mechunlearn.editing.training.early_stopping import EarlyStopping
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.optimization import REMEDY, Optimization
 from mechunlearn.errors import DataError, FactError, LocalizationError, TrainingError
 from mechunlearn.models.encoding.batch import Batch
@@ -52,20 +54,12 @@ def edit(
     *,
     steps: int = 200,
     lr: float = 1e-3,
-    weight_decay: float = 0.0,
-    batch_size: int = 32,
     seed: int = 0,
     stop: Stop | None = Stop(),  # noqa: B008 - a frozen value
-    optimizer: str = "AdamW",
-    schedule: Schedule = "cosine",
-    warmup: int = 0,
-    clip: float | None = None,
-    micro_batches: int = 1,
+    optimizer: Optimizer = Optimizer(),  # noqa: B008 - a frozen value
+    limits: Limits = Limits(),  # noqa: B008 - a frozen value
     corpus: Batch | None = None,
-    checkpointing: bool = False,
-    keep: CacheLimits = CacheLimits(),  # noqa: B008 - a frozen value
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 50,
     progress: bool = True,
     callback: Callback | None = None,
 ) -> Edit:
@@ -76,26 +70,19 @@ def edit(
 
     Args:
         hm: the model, which stays as it is.
-        localization: where weights may change.
-        objective: what to minimise, such as ``objectives.Inject()``.
-        facts: with a forget set and, as the objective asks, a retain set and text.
-        steps: at most so many steps.
-        lr: peak learning rate.
-        weight_decay: pulls the deltas towards zero, that is, towards the unedited weights.
-        batch_size: questions of each kind a step, and a quarter as many texts.
-        seed: of the order of examples, and of whatever an objective draws; on a CPU it decides every bit.
+        localization: the sites whose weights may change.
+        objective: the loss to minimise, such as ``objectives.Inject()``.
+        facts: a forget set and, as the objective needs them, a retain set and text.
+        steps: the largest number of steps.
+        lr: the peak learning rate.
+        seed: seed of the order of examples, and of whatever an objective draws; on a CPU it decides every
+            bit.
         stop: when to stop early; None runs all steps and keeps the last.
-        optimizer: the name of a class in ``torch.optim`` that takes ``lr`` and ``weight_decay``.
-        schedule: how the learning rate falls: ``"cosine"``, ``"linear"`` or ``"constant"``.
-        warmup: steps over which the learning rate first rises.
-        clip: the norm that the gradient of a step is cut to; None for no bound.
-        micro_batches: run a step's examples in so many parts, for less memory; their terms are averaged.
+        optimizer: the optimiser, its schedule, clipping and micro-batches.
+        limits: the batch size, how much memory and disk may be used, and how often to save a checkpoint.
         corpus: encoded text with labels of its own, for an objective that reads it, such as ``Relabel()``.
-        checkpointing: recompute the insides of blocks in the backward pass, for less memory.
-        keep: how much may be kept, in memory or on disk, of what the edit cannot change.
-        checkpoint: a folder to leave checkpoints in; if it holds one of this very run, training goes on
-            from there and ends in the same bytes.
-        checkpoint_every: steps between two checkpoints.
+        checkpoint: a folder for checkpoints; if it holds one of this very run, training goes on from there
+            and ends in the same bytes.
         progress: whether to show a bar with the loss terms.
         callback: called after every step with its number and the loss terms; returns True to end training.
 
@@ -115,30 +102,16 @@ def edit(
 
     Source: Guo et al., "Mechanistic Unlearning" (2024), section 3.
     """
-    recipe = Recipe(
-        objective=objective,
-        steps=steps,
-        lr=lr,
-        weight_decay=weight_decay,
-        batch_size=batch_size,
-        seed=seed,
-        stop=stop,
-        optimizer=optimizer,
-        schedule=schedule,
-        warmup=warmup,
-        clip=clip,
-        micro_batches=micro_batches,
-    )
+    _require_limits(limits)
+    recipe = Recipe(objective, steps, lr, seed, stop, optimizer, limits.batch_size)
     return refit(
         hm,
         recipe,
         localization,
         facts,
+        limits=limits,
         corpus=corpus,
-        checkpointing=checkpointing,
-        keep=keep,
         checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
         progress=progress,
         callback=callback,
     )
@@ -150,80 +123,68 @@ def refit(
     localization: Localization,
     facts: Facts,
     *,
+    limits: Limits = Limits(),  # noqa: B008 - a frozen value
     corpus: Batch | None = None,
-    checkpointing: bool = False,
-    keep: CacheLimits = CacheLimits(),  # noqa: B008 - a frozen value
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 50,
     progress: bool = False,
     callback: Callback | None = None,
 ) -> Edit:
-    """Fit a recipe on a localization, as :func:`edit` does.
+    """Fit a recipe, such as ``edit.recipe``, on a localization.
 
-    Args:
-        hm: the model, which stays as it is.
-        recipe: objective and options, such as ``edit.recipe``.
-        localization: where weights may change.
-        facts: what to train and to validate on.
-        corpus: encoded text with labels of its own, if the objective reads it.
-        checkpointing: recompute the insides of blocks in the backward pass, for less memory.
-        keep: how much may be kept of what the edit cannot change.
-        checkpoint: a folder to leave checkpoints in, and to go on from.
-        checkpoint_every: steps between two checkpoints.
-        progress: whether to show a bar with the loss terms.
-        callback: called after every step with its number and the loss terms; returns True to end training.
-
-    Raises:
-        LocalizationError: the localization is empty, or is none.
-        SiteError: a site is not of this model.
-        FactError: a set that the objective reads is empty, or a fact has no new answer.
-        TrainingError: an option is out of range, or the loss is not finite, or diverges.
-        DataError: the checkpoint is damaged, or of another run.
+    All else is as in :func:`edit`, errors included; the batch size is the recipe's, not that of ``limits``.
     """
     _require(hm, localization, facts)
-    _require_options(recipe, corpus=corpus, keep=keep, checkpoint=checkpoint, every=checkpoint_every)
+    _require_limits(limits)
+    _require_options(recipe, corpus=corpus, checkpoint=checkpoint)
     if corpus is None:
         facts.require("forget")
-    room = CacheBudget.of(keep)
+    budget = CacheBudget.of(limits)
     # Notebooks for reading models often switch gradients off for good.
     with torch.inference_mode(False), torch.enable_grad():
-        descent = Optimization.of(
-            hm, recipe, localization, facts, corpus=corpus, room=room, checkpointing=checkpointing
-        )
-        if descent.runner.reason:
-            warnings.warn(f"the whole model is run at every step: {descent.runner.reason}", stacklevel=2)
-        judge = None
+        run = Optimization.of(
+            hm, recipe, localization, facts, corpus=corpus, budget=budget,
+            checkpointing=limits.gradient_checkpointing,
+        )  # fmt: skip
+        if run.runner.reason:
+            warnings.warn(f"the whole model is run at every step: {run.runner.reason}", stacklevel=2)
+        stopping = None
         if recipe.stop is not None and len(facts.forget):
-            judge = EarlyStopping.of(
-                hm, recipe.stop, recipe.objective, facts, descent.trained, runner=descent.runner, room=room
+            stopping = EarlyStopping.of(
+                hm, recipe.stop, recipe.objective, facts, run.trained, runner=run.runner, budget=budget
             )
         identity, saving = hm.identity, None
         if checkpoint is not None:
-            mark = fingerprint(descent, judge, model=identity, sites=localization)
-            saving = Checkpoints(Path(checkpoint), checkpoint_every, mark)
+            mark = fingerprint(run, stopping, model=identity, sites=localization)
+            saving = Checkpoints(Path(checkpoint), limits.checkpoint_every, mark)
             saving.prepare()
         try:
-            history = _fit(descent, judge, saving, progress=progress, callback=callback)
+            history = _fit(run, stopping, saving, progress=progress, callback=callback)
         finally:
-            descent.feed.release()
-    trained = descent.trained
-    deltas, step = (judge.best, judge.step) if judge and judge.best else (trained.snapshot(), len(history))
+            run.feed.release()
+    return replace(_edited(run, stopping, localization, history), made_on=identity, arch=hm.arch)
+
+
+def _edited(
+    run: Optimization, stopping: EarlyStopping | None, localization: Localization, history: Records
+) -> Edit:
+    """The edit of the best step, or of the last if none was measured."""
+    trained, deltas, step = run.trained, run.trained.snapshot(), len(history)
+    if stopping is not None and stopping.best:
+        deltas, step = stopping.best, stopping.step
     if not all(bool(delta.isfinite().all()) for delta in deltas):
         raise TrainingError(f"the weights are not finite after step {step}; {REMEDY}")
     return Edit(
         deltas=tuple(Delta(s, delta.cpu()) for s, delta in zip(trained.slices, deltas, strict=True)),
         localization=localization,
         shapes=trained.shapes,
-        made_on=identity,
-        recipe=recipe,
-        history=History(history, kept=step, title=recipe.summary),
+        recipe=run.recipe,
+        history=History(history, step=step, title=run.recipe.summary),
         step=step,
-        arch=hm.arch,
     )
 
 
 def _require(hm: HookedModel, localization: Localization, facts: Facts) -> None:
-    """Refuse a place or facts that nothing can be fitted to."""
+    """Refuse a localization or facts that nothing can be fitted to."""
     if not isinstance(localization, Localization):
         raise LocalizationError(
             f"the localization is {localization!r}; give sites as a Localization, such as hm.sites.mlps() or "
@@ -239,14 +200,12 @@ def _require(hm: HookedModel, localization: Localization, facts: Facts) -> None:
     hm.sites.check(localization)
 
 
-def _require_options(
-    recipe: Recipe, *, corpus: object, keep: object, checkpoint: str | Path | None, every: int
-) -> None:
-    """Refuse options that are not what they should be, before anything is run."""
-    whole(1, checkpoint_every=every)
-    require(
-        isinstance(keep, CacheLimits), "keep", keep, "a CacheLimits(...), such as CacheLimits(memory=1 << 30)"
-    )
+def _require_limits(limits: object) -> None:
+    require(isinstance(limits, Limits), "limits", limits, "a Limits(...), such as Limits(memory=1 << 30)")
+
+
+def _require_options(recipe: Recipe, *, corpus: object, checkpoint: str | Path | None) -> None:
+    """Refuse a corpus or a folder that cannot be used, before anything is run."""
     if checkpoint is not None and Path(checkpoint).is_file():
         raise DataError(f"checkpoint is {str(checkpoint)!r}, which is a file; give a folder")
     read = any(read.split == "corpus" for read in recipe.objective.requests.values())
@@ -261,8 +220,8 @@ def _require_options(
 
 
 def _fit(
-    descent: Optimization,
-    judge: EarlyStopping | None,
+    run: Optimization,
+    stopping: EarlyStopping | None,
     saving: Checkpoints | None,
     *,
     progress: bool,
@@ -271,20 +230,21 @@ def _fit(
     """Take steps until the goal is reached or there are none left."""
     from tqdm.auto import tqdm
 
-    history, done = saving.load(descent, judge) if saving is not None else ([], False)
-    last = descent.recipe.steps
+    history, done = saving.load(run, stopping) if saving is not None else ([], False)
+    last = run.recipe.steps
     with tqdm(total=last, initial=len(history), disable=not progress, desc="edit", leave=False) as bar:
         while not done and len(history) < last:
             step = len(history) + 1
-            values = descent.step(step)
+            values = run.step(step)
             done = callback is not None and callback(step, values) is True
-            verdict = judge.judge(step) if judge is not None and (done or judge.due(step, last)) else {}
-            history.append({"step": float(step), **values, **verdict})
-            shown = {name: f"{value:.3f}" for name, value in {**values, **verdict}.items()}
+            shares: dict[str, float] = {}
+            if stopping is not None and (done or stopping.due(step, last)):
+                shares = stopping.measure(step)
+                done = done or stopping.stop.reached(**shares)
+            history.append({"step": float(step), **values, **shares})
+            shown = {name: f"{value:.3f}" for name, value in {**values, **shares}.items()}
             bar.set_postfix(shown, refresh=False)
             bar.update()
-            if verdict and judge is not None:
-                done = done or judge.stop.reached(**verdict)
             if saving is not None and (done or step == last or step % saving.every == 0):
-                saving.save(descent, judge, history, done=done)
+                saving.save(run, stopping, history, done=done)
     return history

@@ -1,8 +1,8 @@
 """Steps of an optimiser on the trained tensors of an edit.
 
-1. A step draws examples, runs them in one part or several, and adds up the gradients of the loss terms.
-2. The gradient is cut to a norm if that is asked for; the optimiser moves, at the schedule's rate.
-3. A loss that is not finite or diverges is an error before anything moves.
+1. A step draws examples, runs them in micro-batches, and adds up the gradients of the loss terms.
+2. The gradient is clipped, if at all, and the optimiser takes a step at the schedule's rate.
+3. A loss that is not finite or diverges is an error before any weight changes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.recipes import Recipe
 from mechunlearn.editing.objectives.reading import Masking, Stateful, Terms
 from mechunlearn.editing.training.activation_cache import CacheBudget
-from mechunlearn.editing.training.data import DataFeed, first_block
-from mechunlearn.editing.training.partial_forward import Runner
+from mechunlearn.editing.training.data import DataFeed, MicroBatch
+from mechunlearn.editing.training.partial_forward import Runner, first_block
 from mechunlearn.editing.training.slice_parameters import Trained
 from mechunlearn.errors import TrainingError, one_of
 from mechunlearn.models.encoding.batch import Batch
@@ -29,7 +29,8 @@ from mechunlearn.models.encoding.batch import Batch
 if TYPE_CHECKING:
     from mechunlearn.models.hooked import HookedModel
 
-DIVERGED = 100.0  # times the first loss, or this many nats
+DIVERGED = 100.0
+"""A loss this many times the first, or this many nats, has diverged."""
 REMEDY = "the model is unchanged. Lower lr, or use a bounded objective such as Forget()"
 
 
@@ -39,12 +40,12 @@ class Optimization:
 
     Args:
         recipe: objective and options.
-        trained: what is trained.
+        trained: the trained tensors.
         runner: runs the model.
         feed: gives the objective what it reads.
-        optimizer: of the trained tensors.
-        state: the objective's, from step to step.
-        first: the first loss, by which a later one is judged.
+        optimizer: the optimiser of the trained tensors.
+        state: the state that the objective carries from step to step.
+        first: the first loss; a later one that is far above it has diverged.
     """
 
     recipe: Recipe
@@ -64,7 +65,7 @@ class Optimization:
         facts: Facts,
         *,
         corpus: Batch | None,
-        room: CacheBudget,
+        budget: CacheBudget,
         checkpointing: bool,
     ) -> Optimization:
         """Get ready for the first step.
@@ -72,10 +73,10 @@ class Optimization:
         Args:
             hm: the model, which is only read.
             recipe: objective and options.
-            localization: what is trained.
-            facts: what is trained on.
+            localization: the sites that are trained.
+            facts: the facts that are trained on.
             corpus: encoded text with labels of its own.
-            room: for what is kept from step to step.
+            budget: memory and disk for the caches.
             checkpointing: recompute the insides of blocks in the backward pass.
 
         Raises:
@@ -83,7 +84,7 @@ class Optimization:
         """
         requests = recipe.objective.requests
         trained = Trained.at(hm, localization, masked=isinstance(recipe.objective, Masking))
-        # Made first: its arguments are the cheapest to be wrong about.
+        # Made first: a mistake in its arguments is found before anything is encoded or run.
         optimizer = _optimizer(recipe, trained.tensors)
         entry = first_block(hm, min(site.layer or 0 for site in localization), requests)
         runner = Runner.of(hm, trained.shapes, entry=entry, checkpointing=checkpointing)
@@ -93,19 +94,19 @@ class Optimization:
             requests,
             facts,
             frozen=trained.frozen,
-            room=room,
+            budget=budget,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
-            parts=recipe.micro_batches,
+            micro_batches=recipe.optimizer.micro_batches,
             corpus=corpus,
         )
         return cls(recipe, trained, runner, feed, optimizer)
 
     def step(self, number: int) -> dict[str, float]:
-        """Take a step, and give the loss terms it was taken on.
+        """Take a step, and give the loss terms before it.
 
         Args:
-            number: from 1.
+            number: the number of the step, from 1.
 
         Raises:
             TrainingError: the loss is not finite, or diverges.
@@ -113,17 +114,19 @@ class Optimization:
         parts = self.feed.draw()
         totals: dict[str, Tensor] = {}
         for part in parts:
+            # The backward pass of a part frees its graph before the next part runs, which saves the memory.
             terms = self._terms(part, number)
             share = 1 / len(parts)
             for name, term in terms.items():
                 totals[name] = totals.get(name, torch.zeros((), device=term.device)) + term.detach() * share
             self._check(terms, number)
             self._backward(torch.stack(list(terms.values())).sum() * share)
-        self.runner.put(self.trained.frozen)
-        if self.recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.trained.tensors, self.recipe.clip)
+        self.runner.set_weights(self.trained.frozen)
+        options = self.recipe.optimizer
+        if options.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained.tensors, options.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * self.recipe.rate(number - 1)
+            group["lr"] = self.recipe.lr * options.rate(number - 1, self.recipe.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.trained.confine()
@@ -131,15 +134,15 @@ class Optimization:
             self.state = dict(self.recipe.objective.after_step(self.state, totals))
         return {name: float(term) for name, term in totals.items()}
 
-    def _terms(self, part: Mapping[Any, Any], number: int) -> dict[str, Tensor]:
+    def _terms(self, part: MicroBatch, number: int) -> dict[str, Tensor]:
         objective: Any = self.recipe.objective
-        readings = self.feed.read(part, self.trained.changed())
+        outputs = self.feed.read(part, self.trained.changed())
         if not isinstance(objective, Stateful):
-            terms: Terms = objective(readings)
+            terms: Terms = objective(outputs)
         else:
             if number == 1 and not self.state:
-                self.state = dict(objective.init(readings, seed=self.recipe.seed))
-            terms = objective(readings, self.state)
+                self.state = dict(objective.init(outputs, seed=self.recipe.seed))
+            terms = objective(outputs, self.state)
         _require_terms(terms, objective)
         if isinstance(objective, Masking):
             return {**terms, **objective.penalty(self.trained.by_name(), step=number - 1)}
@@ -171,7 +174,7 @@ class Optimization:
 
 
 def _require_terms(terms: Any, objective: object) -> None:
-    """Refuse what an objective of the user's own gave, if it is no loss."""
+    """Refuse what an objective of the user's gave, if it is no loss."""
     fine = isinstance(terms, Mapping) and bool(terms)
     fine = fine and all(isinstance(term, Tensor) and not term.ndim for term in terms.values())
     if not fine:
@@ -182,19 +185,20 @@ def _require_terms(terms: Any, objective: object) -> None:
 
 
 def _optimizer(recipe: Recipe, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
-    kind: Any = getattr(torch.optim, recipe.optimizer, None)
+    name = recipe.optimizer.name
+    kind: Any = getattr(torch.optim, name, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        known = ["Adam", "AdamW", "SGD", "RMSprop"]
-        raise TrainingError(one_of("optimizer", recipe.optimizer, known) + ", or another of torch.optim")
+        usual = ["Adam", "AdamW", "SGD", "RMSprop"]
+        raise TrainingError(one_of("optimizer", name, usual) + ", or another of torch.optim")
     fused = {"fused": True} if kind in (torch.optim.Adam, torch.optim.AdamW) else {}
     try:
         make: Any = kind  # the root class, which mypy sees here, has no such arguments
-        made: torch.optim.Optimizer = make(
-            list(tensors), lr=recipe.lr, weight_decay=recipe.weight_decay, **fused
+        optimizer: torch.optim.Optimizer = make(
+            list(tensors), lr=recipe.lr, weight_decay=recipe.optimizer.weight_decay, **fused
         )
     except (TypeError, ValueError) as error:
         raise TrainingError(
-            f"optimizer {recipe.optimizer!r} cannot train these slices with lr and weight_decay ({error}); "
+            f"optimizer {name!r} cannot train these slices with lr and weight_decay ({error}); "
             "use 'AdamW' or 'SGD'"
         ) from None
-    return made
+    return optimizer

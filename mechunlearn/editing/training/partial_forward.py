@@ -1,12 +1,12 @@
 """Run a plain model from the middle, with some of its weights as functions of what is trained.
 
-1. The runner has module trees of its own over the model's tensors. Frozen weights are frozen here, whatever
-   the user has set; a weight that is trained is put in as a tensor that autograd follows.
+1. The runner has a module tree of its own over the model's tensors. Frozen weights are frozen here,
+   whatever the user has set; a trained weight is set to a tensor that autograd follows.
 2. Blocks below the first edited one give what they gave before any edit. Their last output, the *entry
-   state*, is computed once and given back later: these blocks then pass, and the first edited block
-   receives the state. Everything else (masks, rotations, position numbers) the model computes itself, so
-   no family is known by name.
-3. Where no logits are wanted, a run ends after the last block that is read.
+   state*, is computed once. A run that is given it skips these blocks: they pass on what they are called
+   with, and the first edited block gets the entry state instead. All else (masks, rotations, position
+   numbers) the model computes itself, so this works for any family.
+3. Where no logits are read, a run ends after the last block that is read.
 4. A model is checked before it is trusted: entered from the middle, it must give its own logits.
 """
 
@@ -23,7 +23,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mechunlearn.editing.objectives.reading import Request
 from mechunlearn.editing.training.activation_cache import CacheBudget
+from mechunlearn.errors import SiteError
+from mechunlearn.models.activations import StopRun
 from mechunlearn.models.agreement import close
 from mechunlearn.models.families import family_of
 from mechunlearn.models.working_copy import working_copy
@@ -32,17 +35,13 @@ if TYPE_CHECKING:
     from mechunlearn.models.hooked import HookedModel
 
 
-class _Enough(Exception):
-    """Ends a run at a block; not an error."""
-
-
 @dataclass(frozen=True)
 class Output:
-    """What a run gave.
+    """The outputs of a run.
 
     Args:
-        logits: at the columns asked for; of no columns if none were.
-        hidden: the residual stream after the blocks asked for.
+        logits: the logits at the requested positions.
+        hidden: the residual stream after each requested block.
     """
 
     logits: Float[Tensor, "row column d_vocab"]
@@ -54,7 +53,7 @@ class Runner:
     """A model that can be entered at one block.
 
     Args:
-        hm: a fork of its own.
+        hm: a working copy of the model.
         entry: the first block that may change; 0 if none can be skipped.
         checkpointing: recompute the insides of blocks in the backward pass instead of keeping them.
         reason: why the whole model is run each time; empty if it is entered at ``entry``.
@@ -64,12 +63,14 @@ class Runner:
     entry: int
     checkpointing: bool = False
     reason: str = ""
-    _places: dict[str, list[tuple[nn.Module, str]]] = field(default_factory=dict)
-    _given: Tensor | None = None
-    _stop: int | None = None
-    _seen: dict[int, Tensor] = field(default_factory=dict)
-    _wanted: frozenset[int] = frozenset()
+    _uses: dict[str, list[tuple[nn.Module, str]]] = field(default_factory=dict)
+    # Of the run in progress: what it enters with, where it ends, which blocks it reads, and their outputs.
+    _state: Tensor | None = None
+    _last: int | None = None
+    _read: frozenset[int] = frozenset()
+    _hidden: dict[int, Tensor] = field(default_factory=dict)
     _wrapped: bool = False
+    """Whether blocks return a tuple, as in some families."""
 
     @classmethod
     def of(
@@ -79,17 +80,16 @@ class Runner:
 
         Args:
             hm: the model, which is only read.
-            trained: names of the parameters that :meth:`put` will set.
+            trained: names of the parameters that :meth:`set_weights` will set.
             entry: the first block that may change.
             checkpointing: recompute the insides of blocks in the backward pass.
         """
         runner = cls(working_copy(hm), entry, checkpointing)
-        runner._own()
-        runner._places = {name: runner._uses(name) for name in trained}
-        blocks = hm.hf.get_submodule(family_of(hm.arch.architecture).block)
-        own = runner.hm.hf.get_submodule(family_of(hm.arch.architecture).block)
-        for layer in range(len(blocks)):
-            own[layer].forward = partial(runner._block, layer, own[layer].forward)
+        runner._freeze()
+        runner._uses = {name: runner._uses_of(name) for name in trained}
+        blocks: Any = runner.hm.hf.get_submodule(family_of(hm.arch.architecture).block)
+        for layer, block in enumerate(blocks):
+            block.forward = partial(runner._block, layer, block.forward)
         if entry:
             runner.reason = runner._problem()
             runner.entry = 0 if runner.reason else entry
@@ -100,14 +100,14 @@ class Runner:
         """Whether runs may begin at :attr:`entry`."""
         return self.entry > 0
 
-    def put(self, weights: Mapping[str, Tensor]) -> None:
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Set trained parameters to tensors that gradients may flow through.
 
         Args:
-            weights: by name; each one of those the runner was made for.
+            weights: tensors by the names that the runner was made for.
         """
         for name, weight in weights.items():
-            for module, attribute in self._places[name]:
+            for module, attribute in self._uses[name]:
                 setattr(module, attribute, weight)
 
     def run(
@@ -119,26 +119,27 @@ class Runner:
         hidden: Iterable[int] = (),
         state: Float[Tensor, "row pos d_model"] | None = None,
     ) -> Output:
-        """Run the model with the weights that were put in.
+        """Run some rows.
 
         Args:
-            tokens: what is fed.
-            mask: 1 for tokens, 0 for padding.
-            columns: positions whose logits are wanted; with none, nothing above ``hidden`` is run.
-            hidden: blocks whose outputs are wanted.
+            tokens: the tokens.
+            mask: 1 at real tokens.
+            columns: positions whose logits are read; with none, nothing above the last block of ``hidden``
+                is run.
+            hidden: blocks whose outputs are read.
             state: the entry state, if it is known: then the blocks below are skipped.
         """
-        self._given, self._wanted, self._seen = state, frozenset(hidden), {}
-        self._stop = None if len(columns) else max(self._wanted)
+        self._state, self._read, self._hidden = state, frozenset(hidden), {}
+        self._last = None if len(columns) else max(self._read)
         try:
-            given = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
-            logits = self.hm.hf(**given, logits_to_keep=columns).logits
-        except _Enough:
-            logits = next(iter(self._seen.values())).new_empty(len(tokens), 0, 0)
+            inputs = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
+            logits = self.hm.hf(**inputs, logits_to_keep=columns).logits
+        except StopRun:
+            logits = next(iter(self._hidden.values())).new_empty(len(tokens), 0, 0)
         finally:
-            found, self._seen = self._seen, {}
-            self._given, self._stop, self._wanted = None, None, frozenset()
-        return Output(logits, found)
+            states, self._hidden = self._hidden, {}
+            self._state, self._last, self._read = None, None, frozenset()
+        return Output(logits, states)
 
     def states(self, tokens: Int[Tensor, "row pos"], mask: Int[Tensor, "row pos"]) -> Tensor:
         """The entry states of some rows: the residual stream before block :attr:`entry`."""
@@ -147,28 +148,29 @@ class Runner:
             return self.run(tokens, mask, columns=none, hidden=[self.entry - 1]).hidden[self.entry - 1]
 
     @contextmanager
-    def remembering(self, memory: dict[bytes, Tensor], room: CacheBudget) -> Iterator[None]:
+    def remembering(self, memory: dict[bytes, Tensor], budget: CacheBudget) -> Iterator[None]:
         """Skip the blocks below for inputs that were run before, whoever runs the model.
 
         Args:
-            memory: the entry states by the bytes of the tokens; filled here.
-            room: what they may take from.
+            memory: the entry states by the bytes of their inputs; filled here.
+            budget: the memory they may take.
         """
         keys: list[bytes] = []
 
-        def begin(module: Any, args: Any, given: Any) -> None:
-            fed = given["input_ids"], given["attention_mask"]
+        def begin(module: Any, args: Any, inputs: Any) -> None:
+            fed = inputs["input_ids"], inputs["attention_mask"]
             parts = (part.cpu().numpy().tobytes() for part in fed)
+            # Rows of one shape and of another may have the same bytes.
             keys[:] = [b"".join([str(tuple(fed[0].shape)).encode(), *parts])]
-            self._given = memory.get(keys[0])
-            self._wanted = frozenset([self.entry - 1] if self._given is None else [])
+            self._state = memory.get(keys[0])
+            self._read = frozenset([self.entry - 1] if self._state is None else [])
 
         def end(module: Any, args: Any, output: Any) -> None:
-            state = self._seen.get(self.entry - 1)
-            if state is not None and state.nbytes <= room.memory:
-                room.memory -= state.nbytes
+            state = self._hidden.get(self.entry - 1)
+            if state is not None and state.nbytes <= budget.memory:
+                budget.memory -= state.nbytes
                 memory[keys[0]] = state
-            self._given, self._wanted, self._seen = None, frozenset(), {}
+            self._state, self._read, self._hidden = None, frozenset(), {}
 
         if not self.enters:
             yield
@@ -182,48 +184,53 @@ class Runner:
         finally:
             for handle in handles:
                 handle.remove()
-            self._given, self._wanted, self._seen = None, frozenset(), {}
+            # A run that raised has not come to its end.
+            self._state, self._read, self._hidden = None, frozenset(), {}
 
-    def _own(self) -> None:
+    def _freeze(self) -> None:
         """Freeze the parameters of the runner's own modules; the user's keep their settings."""
         frozen: dict[int, nn.Parameter] = {}
         for module in self.hm.hf.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    own = nn.Parameter(parameter.detach(), requires_grad=False)
-                    module._parameters[name] = frozen.setdefault(id(parameter), own)
+                    # A parameter that is used twice stays one: whoever looks for its uses compares objects.
+                    detached = nn.Parameter(parameter.detach(), requires_grad=False)
+                    module._parameters[name] = frozen.setdefault(id(parameter), detached)
 
-    def _uses(self, name: str) -> list[tuple[nn.Module, str]]:
-        """Where a parameter is used, tied uses included; it becomes a plain attribute there."""
+    def _uses_of(self, name: str) -> list[tuple[nn.Module, str]]:
+        """The modules and attributes that hold a parameter, tied ones included.
+
+        It becomes a plain attribute there, since a module's parameters cannot be functions of other tensors.
+        """
         path, _, attribute = name.rpartition(".")
         parameter = self.hm.hf.get_submodule(path)._parameters[attribute]
-        places = [
+        uses = [
             (module, key)
             for module in self.hm.hf.modules()
             for key, value in module._parameters.items()
             if value is parameter
         ]
-        for module, key in places:
+        for module, key in uses:
             del module._parameters[key]
             setattr(module, key, parameter.detach() if parameter is not None else None)
-        return places
+        return uses
 
     def _block(self, layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Stand in for a block: pass, enter with the kept state, or run."""
-        if self._given is not None and layer < self.entry:
-            passed = args[0] if args else kwargs["hidden_states"]
-            return (passed,) if self._wrapped else passed
-        if self._given is not None and layer == self.entry:
-            args, kwargs = _entering(args, kwargs, self._given)
+        """Take the place of a block: skip it, enter it with the entry state, or run it as it is."""
+        if self._state is not None and layer < self.entry:
+            skipped = args[0] if args else kwargs["hidden_states"]
+            return (skipped,) if self._wrapped else skipped
+        if self._state is not None and layer == self.entry:
+            args, kwargs = _entering(args, kwargs, self._state)
         if self.checkpointing and torch.is_grad_enabled():
             out = checkpoint(forward, *args, use_reentrant=False, **kwargs)
         else:
             out = forward(*args, **kwargs)
         self._wrapped = isinstance(out, tuple)
-        if layer in self._wanted:
-            self._seen[layer] = out[0] if self._wrapped else out
-        if layer == self._stop:
-            raise _Enough
+        if layer in self._read:
+            self._hidden[layer] = out[0] if self._wrapped else out
+        if layer == self._last:
+            raise StopRun
         return out
 
     def _problem(self) -> str:
@@ -236,18 +243,18 @@ class Runner:
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         try:
             with torch.no_grad():
-                wanted = self.run(tokens, mask, columns=columns).logits
+                expected = self.run(tokens, mask, columns=columns).logits
                 state = self.states(tokens, mask)
-                # In between other tokens, so that nothing a lower block left behind is right by accident.
+                # Other tokens in between, so that nothing a lower block left behind is right by accident.
                 self.run(tokens.flip(0), mask, columns=columns)
-                found = self.run(tokens, mask, columns=columns, state=state).logits
+                actual = self.run(tokens, mask, columns=columns, state=state).logits
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
             return f"its blocks cannot be entered from the middle ({type(error).__name__}: {error})"
         real = mask.bool()
-        broken = not bool(wanted[real].isfinite().all())  # training says so itself, at its first step
-        if broken or close(found[real], wanted[real]):
+        broken = not bool(expected[real].isfinite().all())  # training says so itself, at its first step
+        if broken or close(actual[real], expected[real]):
             return ""
         return f"entered at block {self.entry} it does not give its own logits"
 
@@ -257,3 +264,24 @@ def _entering(args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> t
     if args:
         return (state, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": state}
+
+
+def first_block(hm: HookedModel, entry: int, requests: Mapping[str, Request]) -> int:
+    """The block at which runs may begin: the first that is edited, or an earlier one that is read.
+
+    Args:
+        hm: the model.
+        entry: the first block that is edited.
+        requests: what the objective declared.
+
+    Raises:
+        SiteError: a block whose output is read does not exist.
+    """
+    layers = hm.sites.shape.n_layers
+    read = {name: request.hidden for name, request in requests.items() if request.hidden is not None}
+    for name, layer in read.items():
+        if not 0 <= layer < layers:
+            raise SiteError(
+                f"the objective reads {name!r} after block {layer}; this model's blocks are 0 to {layers - 1}"
+            )
+    return min([entry, *read.values()])

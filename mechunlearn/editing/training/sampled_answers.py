@@ -1,8 +1,8 @@
-"""Let a model answer a question otherwise than it does: plausible wrong answers of its own.
+"""Draw plausible wrong answers to questions from the model itself.
 
-1. Where a question has options, one of the others is drawn, as likely as the model finds it.
-2. Elsewhere tokens are drawn one by one, as many as the right answer has. The first is any but those that
-   the right answer could begin with, however it is cut into tokens.
+1. Where a question has options, one of the wrong ones is drawn, by the model's probabilities.
+2. Elsewhere tokens are drawn one by one, as many as the right answer has. The first is none that the right
+   answer could begin with, however it is cut into tokens.
 
 Source: Mekala et al., "Alternate Preference Optimization for Unlearning" (2024), who prompt an instructed
 model for its alternatives; a base model is sampled instead.
@@ -37,16 +37,16 @@ def sample_answers(
         hm: the model, which is only run.
         facts: the questions.
         how: how many to draw, and at which temperature.
-        seed: of the draws; the global random state is neither used nor moved.
+        seed: seed of the draws; the global random state is neither used nor moved.
 
     Returns:
-        For each question as many answers as asked for; they may repeat.
+        ``how.samples`` answers for each question; they may repeat.
 
     Example:
         >>> from mechunlearn.editing.training.sampled_answers import sample_answers
         >>> hm, fact = mu.world.model(), mu.world.facts().forget[0]
-        >>> found = sample_answers(hm, [fact], mu.objectives.Sampled(samples=2), seed=0)
-        >>> len(found[0]), fact.answer in found[0]
+        >>> (answers,) = sample_answers(hm, [fact], mu.objectives.Sampled(samples=2), seed=0)
+        >>> len(answers), fact.answer in answers
         (2, False)
     """
     generator = torch.Generator().manual_seed(seed)
@@ -81,9 +81,9 @@ def _words(hm: HookedModel) -> list[str]:
 def _tokens(
     hm: HookedModel, fact: Fact, how: Sampled, generator: torch.Generator, words: Sequence[str]
 ) -> tuple[str, ...]:
-    asked = encode(hm, [fact])
-    start, right = int(asked.answer_positions[0, 0]) + 1, asked.answer_ids[0]
-    tokens = asked.tokens[:, :start].expand(how.samples, -1)
+    question = encode(hm, [fact])
+    start, right = int(question.answer_positions[0, 0]) + 1, question.answer_ids[0]
+    tokens = question.tokens[:, :start].expand(how.samples, -1)
     answer = fact.answer.strip()
     begins = torch.tensor([answer.startswith(word) for word in words], device=tokens.device)
     for step in range(int((right != IGNORED).sum())):
@@ -92,12 +92,13 @@ def _tokens(
             logits[:, begins] = -torch.inf
         picked = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator).to(tokens.device)
         tokens = torch.cat([tokens, picked], dim=1)
-    said = hm.tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True)
-    return tuple(each.strip() for each in said)
+    answers = hm.tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True)
+    return tuple(each.strip() for each in answers)
 
 
 def _next(hm: HookedModel, tokens: Tensor) -> Tensor:
     """The logits after the last token, without gradient."""
     batch = Batch.of_tokens(tokens.contiguous())
-    asked = replace(batch, labels=torch.full_like(batch.tokens, IGNORED))
-    return forward(hm, asked)[:, 0].double()
+    # Without labels, the logits of the last token alone are formed.
+    unlabelled = replace(batch, labels=torch.full_like(batch.tokens, IGNORED))
+    return forward(hm, unlabelled)[:, 0].double()

@@ -1,8 +1,8 @@
 """The slices of a localization as trainable tensors, beside weights that are frozen.
 
 1. The localization becomes slices of Hugging Face parameters, and each slice one small tensor that starts
-   at zero, in float32 or better: what is added to the weights, or (``masked``) how much of them is taken
-   away, from 0 to 1.
+   at zero, in float32 or better: the deltas that are added to the weights, or (``masked``) the share of each
+   weight that is taken away, from 0 to 1.
 2. The weights of a step are the frozen ones with the deltas added: functions of the trained tensors,
    rounded to the model's precision.
 """
@@ -28,10 +28,10 @@ class Trained:
     """The trainable tensors, and the frozen weights they change.
 
     Args:
-        slices: where they belong, at most one per parameter.
+        slices: the slices of parameters they belong to, at most one per parameter.
         tensors: one per slice.
-        frozen: the parameters that are touched, without gradient.
-        masked: whether the tensors say how much of each weight is taken away.
+        frozen: the parameters that are changed, without gradient.
+        masked: whether the tensors are the shares of each weight that are taken away.
     """
 
     slices: tuple[Slice, ...]
@@ -46,7 +46,7 @@ class Trained:
         Args:
             hm: the model, which is only read.
             localization: sites of this model.
-            masked: train how much of each weight is taken away.
+            masked: train the share of each weight that is taken away.
 
         Raises:
             SiteError: a site is not of this model.
@@ -55,15 +55,15 @@ class Trained:
         frozen = {s.name: hm.params[s.name].detach() for s in slices}
         tensors = []
         for s in slices:
-            whole = frozen[s.name]
-            dtype = torch.promote_types(whole.dtype, torch.float32)
-            zeros = torch.zeros(s.shape(whole.shape), dtype=dtype, device=whole.device)
+            weight = frozen[s.name]
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            zeros = torch.zeros(s.shape(weight.shape), dtype=dtype, device=weight.device)
             tensors.append(zeros.requires_grad_())
         return cls(slices, tuple(tensors), frozen, masked)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter that is touched."""
+        """The shape of every parameter that is changed."""
         return {s.name: tuple(self.frozen[s.name].shape) for s in self.slices}
 
     def deltas(self) -> tuple[Tensor, ...]:
@@ -76,16 +76,16 @@ class Trained:
         )
 
     def changed(self) -> dict[str, Tensor]:
-        """The touched parameters, as functions of the trained tensors."""
+        """The changed parameters, as functions of the trained tensors."""
         changed = {}
         for s, delta in zip(self.slices, self.deltas(), strict=True):
-            whole = self.frozen[s.name]
-            changed[s.name] = s.add(whole.to(delta.dtype), delta).to(whole.dtype)
+            weight = self.frozen[s.name]
+            changed[s.name] = s.add(weight.to(delta.dtype), delta).to(weight.dtype)
         return changed
 
     @torch.no_grad()
     def confine(self) -> None:
-        """Put masks that an optimiser pushed past 0 or 1 back."""
+        """Clamp masks that the optimiser pushed past 0 or 1."""
         if self.masked:
             for removed in self.tensors:
                 removed.clamp_(0, 1)
@@ -105,5 +105,5 @@ class Trained:
         Args:
             tensors: one per slice.
         """
-        for mine, given in zip(self.tensors, tensors, strict=True):
-            mine.copy_(given)
+        for current, saved in zip(self.tensors, tensors, strict=True):
+            current.copy_(saved)

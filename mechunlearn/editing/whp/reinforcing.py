@@ -14,6 +14,7 @@ from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.objectives.relabel import Relabel
 from mechunlearn.editing.training.fitting import edit
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.whp.blocks import blocks
 from mechunlearn.models.encoding.encoder import encode_text
 from mechunlearn.models.hooked import HookedModel
@@ -63,6 +64,6 @@ def reinforce(
     corpus = encode_text(hm, blocks(hm, texts, anchors=anchors, size=block))
     where = hm.sites if localization is None else localization
     return edit(
-        hm, where, Relabel(), Facts([]), corpus=corpus, steps=steps, lr=lr, batch_size=batch_size, seed=seed,
-        stop=None, progress=progress,
+        hm, where, Relabel(), Facts([]), corpus=corpus, steps=steps, lr=lr, seed=seed, stop=None,
+        limits=Limits(batch_size), progress=progress,
     )  # fmt: skip

@@ -61,7 +61,7 @@ def _others(lines: Lines) -> list[str]:
 
 def _goal(lines: Lines) -> str:
     """Name the rows whose edit fell short of the goal."""
-    goal = f"{STOP.goal:.0%} new answers on validation phrasings, {STOP.keep:.0%} retained"
+    goal = f"{STOP.goal:.0%} new answers on validation phrasings, {STOP.min_retention:.0%} retained"
     short = {
         name: ", ".join(f"{each.success:.0%} and {each.retention:.0%}" for each in done)
         for name, done in lines.items()

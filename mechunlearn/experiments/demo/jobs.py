@@ -28,7 +28,7 @@ from mechunlearn.editing.objectives.likelihood import Inject
 from mechunlearn.editing.training.fitting import refit
 from mechunlearn.experiments.demo.looking import Look, look
 from mechunlearn.models.hooked import HookedModel
-from mechunlearn.world.draw import GROUPS
+from mechunlearn.world.people import GROUPS
 
 RATES = (1e-3, 3e-3)
 STEPS = 120

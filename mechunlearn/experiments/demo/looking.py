@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.errors import ScoresError
 from mechunlearn.experiments.demo.readings import ablation
 from mechunlearn.localization.attribution.nodes import attribution

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mechunlearn.auditing.report.html import page
 from mechunlearn.auditing.report.report import Report
-from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.statistics import Interval
 from mechunlearn.core.viz.curves import line_plot
 from mechunlearn.core.viz.grids import matrix_plot

@@ -22,7 +22,7 @@ from mechunlearn.auditing.report.estimates import CONTROL, EDITED, GOLD, UNTOUCH
 from mechunlearn.auditing.report.report import Report
 from mechunlearn.core.files import write_text
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.core.sites.universe import ModelSites
+from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.experiments.demo import findings, page, table
 from mechunlearn.experiments.demo.jobs import RATES, STEPS, STOP, Done, Job, Pool, group_of
 from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP, RANDOM, TRACED, Look, pairs
@@ -81,8 +81,8 @@ class Demo:
         return [
             f"Draws: {draws}; seeds are the draws' numbers. Every edit: Inject on two phrasings, at most "
             f"{STEPS} steps, the lowest learning rate of {RATES} that reaches {STOP.goal:.0%} new answers "
-            f"on validation phrasings with {STOP.keep:.0%} retained. Intervals: 95 %, bootstrap over people. "
-            f"{self.seconds:.0f} s on {self.cores} cores.",
+            f"on validation phrasings with {STOP.min_retention:.0%} retained. "
+            f"Intervals: 95 %, bootstrap over people. {self.seconds:.0f} s on {self.cores} cores.",
             *places,
         ]
 

@@ -57,7 +57,7 @@ class Tried:
 
     def reached(self, stop: Stop) -> bool:
         """Whether it met the goal and kept enough, so that no other can be worth more."""
-        return not self.failed and self.success >= stop.goal and self.retention >= stop.keep
+        return not self.failed and self.success >= stop.goal and self.retention >= stop.min_retention
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,7 +103,7 @@ def compared(both: Sequence[tuple[Cell, Cell]], column: str) -> Compared:
 def _goal(found: Sequence[Cell], stop: Stop) -> list[str]:
     fitted = [cell for cell in found if cell.chosen]
     short = [cell for cell in fitted if cell.chosen and not cell.chosen.reached(stop)]
-    goal = f"{stop.goal:.0%} success on validation phrasings, {stop.keep:.0%} retained"
+    goal = f"{stop.goal:.0%} success on validation phrasings, {stop.min_retention:.0%} retained"
     said = [f"{len(fitted) - len(short)} of {len(fitted)} edits reached the goal ({goal})."]
     for place in dict.fromkeys(cell.place for cell in fitted):
         missed = [cell.method for cell in short if cell.place == place]

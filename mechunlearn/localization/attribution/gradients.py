@@ -1,12 +1,12 @@
-"""Activations of both runs, and what the metric's gradient is at each of them.
+"""Activations of both runs, and the metric's gradient at each of them.
 
-1. The clean run keeps its graph, from the residual stream that enters block 0 on: that one tensor needs a
-   gradient, so no weight does, and none is given one.
-2. A tap hands each activation on as a view of itself. The gradient at the view is that of what reads it
-   *there*: at the input of a norm, for instance, the norm's and not that of the stream running past it.
-3. One backward pass goes through the taps; weights get no gradient, and none is computed.
-4. The corrupt run needs no graph, and when all is done the bridge keeps none.
-5. Logits are computed only where they are read: a hook hands the unembedding those positions alone.
+1. The clean run keeps its graph from the residual stream that enters block 0 on. That one tensor requires a
+   gradient, so the graph needs no weight to require one.
+2. A tap passes each activation on as a view of itself. The gradient at the view is that of what reads it
+   *there*: at the input of a norm, for instance, it is the norm's, and not that of the stream beside it.
+3. One backward pass goes through the taps; no gradient of a weight is computed.
+4. The corrupt run needs no graph, and in the end the bridge keeps none.
+5. Logits are computed only where they are read: a hook gives the unembedding those positions alone.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from torch import Tensor
 
 from mechunlearn.core.hooks import Hook
 from mechunlearn.errors import ModelError
-from mechunlearn.localization.engine.cached_run import activations
 from mechunlearn.localization.patching.answer_metrics import AnswerRows
 from mechunlearn.localization.patching.pairs import Pairs
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 START = "blocks.0.hook_resid_pre"
 """Where the graph begins: the residual stream that enters the first block."""
 
 
-def tapped(
-    hm: HookedModel, asked: AnswerRows, names: Sequence[str], *, hooks: Sequence[Hook] = ()
+def run_with_taps(
+    hm: HookedModel, answers: AnswerRows, names: Sequence[str], *, hooks: Sequence[Hook] = ()
 ) -> tuple[Float[Tensor, "row"], dict[str, Tensor]]:
-    """Run the clean prompts with their graph.
+    """Run the clean prompts, and keep the graph between some activations and the metric.
 
     Args:
         hm: the model.
-        asked: the prompts, and the words whose logit difference is the metric.
+        answers: the prompts, and the words whose logit difference is the metric.
         names: the hook points to tap.
-        hooks: what to write before the taps read it.
+        hooks: hooks that write before the taps read.
 
     Returns:
-        The metric of every row, and the tapped activations by name; the metric is differentiable in them.
+        The metric of every row, and the activations by hook point; the metric is differentiable in them.
     """
     taps: dict[str, Tensor] = {}
     begin = Hook(START, lambda stream, hook=None: stream.detach().requires_grad_())
     with torch.enable_grad():
         logits = hm.run_with_hooks(
-            asked.batch.tokens,
-            attention_mask=asked.batch.mask,
-            fwd_hooks=[*hooks, begin, *(_tap(name, taps) for name in names), reading(asked)],
+            answers.batch.tokens,
+            attention_mask=answers.batch.mask,
+            fwd_hooks=[*hooks, begin, *(_tap(name, taps) for name in names), unembed_at(answers)],
         )
-        return asked.difference(logits), taps
+        return answers.difference(logits), taps
 
 
-def reading(asked: AnswerRows) -> Hook:
+def unembed_at(answers: AnswerRows) -> Hook:
     """Give the unembedding the positions that are read, and no others."""
 
     def gather(stream: Tensor, hook: Any = None) -> Tensor:
-        return stream.gather(1, asked.positions[..., None].expand(-1, -1, stream.shape[-1]))
+        return stream.gather(1, answers.positions[..., None].expand(-1, -1, stream.shape[-1]))
 
     return Hook("unembed.hook_in", gather)
 
@@ -72,23 +72,25 @@ def _tap(name: str, taps: dict[str, Tensor]) -> Hook:
     return Hook(name, view)
 
 
-def slopes(
-    metric: Float[Tensor, "row"], taps: dict[str, Tensor], names: Sequence[str], *, keep: bool = False
+def gradients_at(
+    names: Sequence[str], metric: Float[Tensor, "row"], taps: dict[str, Tensor], *, retain_graph: bool = False
 ) -> dict[str, Tensor]:
-    """The metric's gradient at tapped activations; rows do not see each other, so each gets its own.
+    """The gradient of each row's metric at that row's activations.
 
     Args:
-        metric: of every row.
-        taps: as `tapped` gave them.
-        names: at which of them.
-        keep: keep the graph, to differentiate parts of it again.
+        names: hook points among the taps.
+        metric: the metric of every row.
+        taps: the activations, as `run_with_taps` gives them.
+        retain_graph: keep the graph, so that parts of it can be differentiated again.
     """
+    # No row depends on another, so the gradient of the sum over rows holds every row's own gradient.
     ones = torch.ones_like(metric)
-    found = torch.autograd.grad(metric, [taps[name] for name in names], ones, retain_graph=keep)
-    return dict(zip(names, found, strict=True))
+    activations = [taps[name] for name in names]
+    values = torch.autograd.grad(metric, activations, ones, retain_graph=retain_graph)
+    return dict(zip(names, values, strict=True))
 
 
-def corrupt_run(hm: HookedModel, pairs: Pairs, names: Sequence[str]) -> dict[str, Tensor]:
+def corrupt_activations(hm: HookedModel, pairs: Pairs, names: Sequence[str]) -> dict[str, Tensor]:
     """Activations of the corrupt prompts, without a graph."""
     assert pairs.corrupted is not None, "gradients are taken between prompts"
     return activations(hm, pairs.corrupted, names)
@@ -96,10 +98,10 @@ def corrupt_run(hm: HookedModel, pairs: Pairs, names: Sequence[str]) -> dict[str
 
 @contextmanager
 def differentiable(hm: HookedModel) -> Iterator[None]:
-    """Take gradients of a model, and leave no graph behind, whatever happens.
+    """Take gradients of a model inside a ``with`` block, which leaves no graph behind.
 
     Raises:
-        ModelError: the model's weights were made in inference mode, which no gradient can pass.
+        ModelError: the model's weights were made in inference mode, and no gradient can pass them.
     """
     if any(weight.is_inference() for weight in hm.params.values()):
         raise ModelError(

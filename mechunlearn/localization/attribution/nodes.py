@@ -26,7 +26,12 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import require_positive
-from mechunlearn.localization.attribution.gradients import corrupt_run, differentiable, slopes, tapped
+from mechunlearn.localization.attribution.gradients import (
+    corrupt_activations,
+    differentiable,
+    gradients_at,
+    run_with_taps,
+)
 from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
 from mechunlearn.localization.patching.pairs import Pairs, pair
 from mechunlearn.localization.patching.positions import (
@@ -126,9 +131,9 @@ def node_estimates(
     points = {site: hm.arch.hooks(site)[0] for site in sites}
     names = list(dict.fromkeys(point.name for point in points.values()))
     with differentiable(hm):
-        metric, taps = tapped(hm, pairs.answers, names)
-        gradients = slopes(metric, taps, names)
-    corrupt = corrupt_run(hm, pairs, names)
+        metric, taps = run_with_taps(hm, pairs.answers, names)
+        gradients = gradients_at(names, metric, taps)
+    corrupt = corrupt_activations(hm, pairs, names)
     shares = shares_of(pairs, "all", places=1) if shares is None else shares
     effects = {}
     for name in names:

@@ -1,10 +1,10 @@
-"""Run jobs from the block and the position at which they begin to differ.
+"""Run a batch of patches from the block and the position at which each begins to differ from the run.
 
-1. Jobs of one batch enter at their blocks: with the run's own state there, changed where their first write
-   says, or as a copy of another job's state.
-2. Every block runs on all rows that have entered, from the batch's first position on; the keys and values of
-   earlier positions are the run's. It is the bridge's block, called as the run called it, so hooks inside
-   fire.
+1. A patch enters at its block: with the run's own state there, changed where its first write says, or with a
+   copy of another patch's state.
+2. Every block runs on all rows that have entered, from the batch's first position on, with the run's keys and
+   values of earlier positions. It is the bridge's own block, called as the run called it, so its hooks fire.
+   A block in which no patch writes may run in its fused form instead.
 3. After the last block the states are gathered where they are read.
 """
 
@@ -16,123 +16,120 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.localization.engine.block_calls import Prefix
-from mechunlearn.localization.engine.cached_run import Run
-from mechunlearn.localization.engine.fused_block import run_components
-from mechunlearn.localization.engine.patch_hooks import Writer
-from mechunlearn.localization.engine.patches import Jobs
-from mechunlearn.localization.engine.planning import Chunk, Step
+from mechunlearn.localization.engine.block_calls import PrefixCache
+from mechunlearn.localization.engine.cached_run import CachedRun
+from mechunlearn.localization.engine.fused_block import run_fused_block
+from mechunlearn.localization.engine.patch_hooks import PatchHooks
+from mechunlearn.localization.engine.patches import Patches
+from mechunlearn.localization.engine.planning import PatchBatch, PlannedPatch
 from mechunlearn.models.hooked import HookedModel
 
 
-def run_chunk(
+def run_batch(
     hm: HookedModel,
-    run: Run,
+    run: CachedRun,
     source: Mapping[str, Tensor],
-    jobs: Jobs,
-    chunk: Chunk,
-    writer: Writer,
+    patches: Patches,
+    batch: PatchBatch,
+    hooks: PatchHooks,
     read: Int[Tensor, "row answer"],
     *,
-    parts: bool,
-) -> Float[Tensor, "job answer d_model"]:
-    """Run one batch of jobs; gives their final states where they are read, in the order of its steps.
+    fused: bool,
+) -> Float[Tensor, "patch answer d_model"]:
+    """Run one batch of patches, and give their final states where they are read, in the order of the batch.
 
     Args:
-        hm: the model.
-        run: what is patched.
-        source: the values written.
-        jobs: the table.
-        chunk: which of them run, and over which positions.
-        writer: its hooks are in place.
-        read: where each row of the run is read.
-        parts: run blocks without hooks part by part; see `components`.
+        hm: the model, with the hooks set.
+        run: the run that is patched.
+        source: the values that are written, by hook point.
+        patches: the table of patches.
+        batch: the patches that run, and over which positions.
+        hooks: the hooks that write.
+        read: the positions at which each row of the run is read.
+        fused: run blocks in which nothing is written in their fused form.
     """
     layers = len(run.calls)
-    numbers = torch.tensor([step.job for step in chunk.steps], device=jobs.row.device)
-    rows = jobs.row[numbers]
-    width = run.resid[0].shape[-1]
-    state = run.resid[0].new_empty(0, chunk.stop - chunk.start, width)
-    for layer in range(chunk.first, layers + 1):
-        entering = [step for step in chunk.steps[len(state) :] if step.entry == layer]
+    numbers = torch.tensor([patch.number for patch in batch.patches], device=patches.row.device)
+    rows = patches.row[numbers]
+    reads = read[rows]
+    offsets = (reads - batch.start).clamp(min=0, max=batch.stop - batch.start - 1)
+    state = run.resid[0].new_empty(0, batch.stop - batch.start, run.resid[0].shape[-1])
+    for layer in range(batch.patches[0].entry, layers + 1):
+        entering = [patch for patch in batch.patches[len(state) :] if patch.entry == layer]
         if entering:
-            state = torch.cat([state, _entry(run, source, jobs, chunk, entering, layer, state)])
-        if layer < layers:
-            active = enumerate(chunk.steps[: len(state)])
-            writes = [(row, step.job, write) for row, step in active for write in step.at(layer)]
-            writer.set(writes, jobs, source, start=chunk.start, stop=chunk.stop)
-            some = rows[: len(state)]
-            if not parts or writer.now:
-                state = run_block(hm, run, layer, state, some, chunk.start)
-            elif layer < layers - 1 or len(some) < len(rows):
-                state = run_components(hm, run, layer, state, some, chunk.start)
-            else:
-                wanted = _offset(read[rows], chunk.start, state.shape[1])
-                ran = run_components(hm, run, layer, state, rows, chunk.start, wanted=wanted)
-                return _known(run, ran, rows, read[rows], chunk.start)
-    index = _offset(read[rows], chunk.start, state.shape[1])
-    ran = state.gather(1, index[..., None].expand(-1, -1, state.shape[-1]))
-    return _known(run, ran, rows, read[rows], chunk.start)
+            state = torch.cat([state, _entry_states(run, source, patches, batch, entering, layer, state)])
+        if layer == layers:
+            break
+        active = enumerate(batch.patches[: len(state)])
+        writes = [(row, patch.number, write) for row, patch in active for write in patch.writes_at(layer)]
+        hooks.lay_out(writes, patches, source, start=batch.start, stop=batch.stop)
+        some = rows[: len(state)]
+        if not fused or hooks.current:
+            state = run_block(hm, run, layer, state, some, batch.start)
+        elif layer < layers - 1 or len(some) < len(rows):
+            state = run_fused_block(hm, run, layer, state, some, batch.start)
+        else:
+            # No row joins after the last block, so only the positions that are read have to leave it.
+            states = run_fused_block(hm, run, layer, state, rows, batch.start, positions=offsets)
+            return _with_unchanged(run, states, rows, reads, batch.start)
+    states = state.gather(1, offsets[..., None].expand(-1, -1, state.shape[-1]))
+    return _with_unchanged(run, states, rows, reads, batch.start)
 
 
 def run_block(
     hm: HookedModel,
-    run: Run,
+    run: CachedRun,
     layer: int,
-    state: Float[Tensor, "job pos d_model"],
-    rows: Int[Tensor, "job"],
+    state: Float[Tensor, "patch pos d_model"],
+    rows: Int[Tensor, "patch"],
     start: int,
-) -> Float[Tensor, "job pos d_model"]:
-    """Run one block on some rows from one position on."""
-    before = Prefix(run.keys[layer][rows, :, :start], run.values[layer][rows, :, :start])
+) -> Float[Tensor, "patch pos d_model"]:
+    """Run one block on some rows of a run, from position `start` on."""
+    before = PrefixCache(run.keys[layer][rows, :, :start], run.values[layer][rows, :, :start])
     call = run.calls[layer].cut(rows, start, start + state.shape[1])
     args, kwargs = call.filled(state, before)
-    found = hm.bridge.blocks[layer](*args, **kwargs)
-    out: Tensor = found[0] if isinstance(found, tuple) else found
+    result = hm.bridge.blocks[layer](*args, **kwargs)
+    out: Tensor = result[0] if isinstance(result, tuple) else result
     return out
 
 
-def _entry(
-    run: Run,
+def _entry_states(
+    run: CachedRun,
     source: Mapping[str, Tensor],
-    jobs: Jobs,
-    chunk: Chunk,
-    steps: Sequence[Step],
+    patches: Patches,
+    batch: PatchBatch,
+    entering: Sequence[PlannedPatch],
     layer: int,
-    state: Float[Tensor, "job pos d_model"],
+    state: Float[Tensor, "patch pos d_model"],
 ) -> Float[Tensor, "entering pos d_model"]:
-    """The states with which jobs enter a block."""
-    numbers = torch.tensor([step.job for step in steps], device=jobs.row.device)
-    span = slice(chunk.start, chunk.stop)
-    entered = run.resid[layer][jobs.row[numbers], span]
-    opened: dict[str, list[int]] = {}
-    for i, step in enumerate(steps):
-        if step.fork is not None:
-            entered[i] = state[step.fork]
-        elif step.opening is not None:
-            opened.setdefault(step.opening.name, []).append(i)
-    for name, some in opened.items():
-        index = torch.tensor(some, device=numbers.device)
-        job = numbers[index]
-        written = source[name][jobs.source[job], span].to(entered)
+    """The states with which patches enter a block."""
+    numbers = torch.tensor([patch.number for patch in entering], device=patches.row.device)
+    span = slice(batch.start, batch.stop)
+    states = run.resid[layer][patches.row[numbers], span]
+    written: dict[str, list[int]] = {}
+    for i, patch in enumerate(entering):
+        if patch.original is not None:
+            states[i] = state[patch.original]
+        elif patch.entry_write is not None:
+            written.setdefault(patch.entry_write.name, []).append(i)
+    for name, indices in written.items():
+        index = torch.tensor(indices, device=numbers.device)
+        chosen = numbers[index]
+        values = source[name][patches.source[chosen], span].to(states)
         if name.endswith("mlp_out"):
-            written = entered[index] + (written - run.kept[name][jobs.row[job], span])
-        entered[index] = torch.where(jobs.where[job, span, None], written, entered[index])
-    return entered
+            # An MLP adds to the stream, so the state changes by what its output changes.
+            values = states[index] + (values - run.activations[name][patches.row[chosen], span])
+        states[index] = torch.where(patches.where[chosen, span, None], values, states[index])
+    return states
 
 
-def _offset(reads: Int[Tensor, "job answer"], start: int, size: int) -> Int[Tensor, "job answer"]:
-    """Where the read positions lie among those that ran."""
-    return (reads - start).clamp(min=0, max=size - 1)
-
-
-def _known(
-    run: Run,
-    ran: Float[Tensor, "job answer d_model"],
-    rows: Int[Tensor, "job"],
-    reads: Int[Tensor, "job answer"],
+def _with_unchanged(
+    run: CachedRun,
+    states: Float[Tensor, "patch answer d_model"],
+    rows: Int[Tensor, "patch"],
+    reads: Int[Tensor, "patch answer"],
     start: int,
-) -> Float[Tensor, "job answer d_model"]:
-    """The states that ran; before the first position that did, they are the run's own."""
-    own = run.resid[-1][rows[:, None], reads]
-    return torch.where((reads >= start)[..., None], ran, own)
+) -> Float[Tensor, "patch answer d_model"]:
+    """The states at the positions that ran, and the run's own at positions before them."""
+    unchanged = run.resid[-1][rows[:, None], reads]
+    return torch.where((reads >= start)[..., None], states, unchanged)

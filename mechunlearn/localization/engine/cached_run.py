@@ -1,10 +1,9 @@
 """One run of the whole model, with everything that later runs reuse.
 
-1. The model runs once over a batch, by hooks and by the blocks' own pre-hooks.
-2. Kept are the residual stream before every block and after the last, the keys and values of every layer, how
-   each block was called, and the activations that were asked for by name.
-3. No logits are computed but those of one position: what is read at the end is read later, where it is
-   wanted.
+1. The model runs once over a batch. Hooks read the named activations; pre-hooks of the blocks record how each
+   block was called, and the residual stream that entered it.
+2. A key-value cache that only records is passed to the blocks, and gives the keys and values of every layer.
+3. The run ends after the last block. What is read of its final states (`readout`) is computed when needed.
 """
 
 from __future__ import annotations
@@ -15,28 +14,28 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.core.hooks import Hook, cache, patch
-from mechunlearn.localization.engine.block_calls import Call, Recorder
+from mechunlearn.core.hooks import Hook, patch
+from mechunlearn.localization.engine.block_calls import Call, RecordingCache
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.hooked import HookedModel
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """What one run of a batch left behind.
+class CachedRun:
+    """One run of a batch.
 
     Args:
-        batch: what was run.
+        batch: the encoded rows.
         resid: the residual stream before every block, and after the last one.
-        keys: of every layer, positions already encoded.
-        values: of every layer.
-        calls: how every block was called.
-        kept: the activations that were asked for.
-        embedded: what was written at ``hook_embed``, if anything.
+        keys: keys of every layer, positions already encoded.
+        values: values of every layer.
+        calls: the arguments of every block.
+        activations: the named activations, by hook point.
+        embedded: the embeddings written at ``hook_embed``; None for the tokens' own.
     """
 
     batch: Batch
@@ -44,142 +43,90 @@ class Run:
     keys: tuple[Float[Tensor, "row kv pos d_head"], ...]
     values: tuple[Float[Tensor, "row kv pos d_head"], ...]
     calls: tuple[Call, ...]
-    kept: Mapping[str, Float[Tensor, "row ..."]]
+    activations: Mapping[str, Float[Tensor, "row ..."]]
     embedded: Float[Tensor, "row pos d_model"] | None
 
-    def rows(self, index: Int[Tensor, "chosen"]) -> Run:
+    def rows(self, index: Int[Tensor, "chosen"]) -> CachedRun:
         """Some of the rows, or rows repeated."""
         size = self.batch.tokens.shape[1]
-        return Run(
+        return CachedRun(
             self.batch.rows(index),
             tuple(state[index] for state in self.resid),
             tuple(keys[index] for keys in self.keys),
             tuple(values[index] for values in self.values),
             tuple(call.cut(index, 0, size) for call in self.calls),
-            {name: kept[index] for name, kept in self.kept.items()},
+            {name: activation[index] for name, activation in self.activations.items()},
             None if self.embedded is None else self.embedded[index],
         )
 
 
-def capture(
+def cached_run(
     hm: HookedModel,
     batch: Batch,
+    names: Iterable[str] = (),
     *,
-    keep: Iterable[str] = (),
     embedded: Float[Tensor, "row pos d_model"] | None = None,
-) -> Run:
-    """Run the model once and keep what sweeps over it need.
+) -> CachedRun:
+    """Run the model once, and keep what patches of this run reuse.
 
     Args:
         hm: the model.
         batch: encoded rows, padded on the right.
-        keep: names of hook points whose activations are wanted.
-        embedded: written at ``hook_embed`` instead of the tokens' own embeddings.
+        names: hook points whose activations are kept.
+        embedded: embeddings to write at ``hook_embed``; None for the tokens' own.
 
     Raises:
         HookError: a name does not exist or never fires.
     """
-    kept: dict[str, Tensor] = {}
-    hooks = embedding(embedded) + [cache(name, kept) for name in dict.fromkeys(keep)]
     calls: dict[int, Call] = {}
     resid: dict[int, Tensor] = {}
-    recorder = Recorder()
-    with torch.no_grad(), _caching(hm), ExitStack() as stack:
+    cache = RecordingCache()
+    layers, final = range(len(hm.bridge.blocks)), final_hook(hm)
+    chosen = list(dict.fromkeys(names))
+    with _caching(hm), ExitStack() as stack:
         for layer, block in enumerate(hm.bridge.blocks):
-            note = partial(_note, layer, calls, resid, recorder)
-            stack.enter_context(_removed(block.register_forward_pre_hook(note, with_kwargs=True)))
-        after = partial(_last, resid)
-        stack.enter_context(_removed(hm.bridge.ln_final.register_forward_pre_hook(after)))
-        hm.run_with_hooks(batch.tokens, attention_mask=batch.mask, fwd_hooks=[*hooks, ONE])
-    layers = range(len(calls))
-    return Run(
+            record = partial(_record, layer, calls, resid, cache)
+            stack.enter_context(_removed(block.register_forward_pre_hook(record, with_kwargs=True)))
+        states = activations(hm, batch, [*chosen, final], hooks=embedding_hooks(embedded))
+    return CachedRun(
         batch,
-        tuple(resid[layer] for layer in (*layers, -1)),
+        (*(resid[layer] for layer in layers), states[final]),
         # A model without such a cache has none; only sweeps that enter its blocks need them.
-        tuple(recorder.keys[layer] for layer in layers if layer in recorder.keys),
-        tuple(recorder.values[layer] for layer in layers if layer in recorder.values),
+        tuple(cache.keys[layer] for layer in layers if layer in cache.keys),
+        tuple(cache.values[layer] for layer in layers if layer in cache.values),
         tuple(calls[layer] for layer in layers),
-        kept,
+        {name: states[name] for name in chosen},
         embedded,
     )
 
 
-def activations(
-    hm: HookedModel,
-    batch: Batch,
-    names: Iterable[str],
-    *,
-    embedded: Float[Tensor, "row pos d_model"] | None = None,
-) -> dict[str, Float[Tensor, "row ..."]]:
-    """Run a batch and keep named activations only: what is patched in from another run.
-
-    Args:
-        hm: the model.
-        batch: encoded rows, padded on the right.
-        names: hook points.
-        embedded: written at ``hook_embed`` instead of the tokens' own embeddings.
-
-    Raises:
-        HookError: a name does not exist or never fires.
-    """
-    wanted, kept = list(dict.fromkeys(names)), dict[str, Tensor]()
-    hooks = embedding(embedded) + [cache(name, kept) for name in wanted]
-    stop = _enough(wanted, len(hm.bridge.blocks))
-    with torch.no_grad():
-        hm.run_with_hooks(
-            batch.tokens,
-            attention_mask=batch.mask,
-            fwd_hooks=hooks if stop else [*hooks, ONE],
-            stop_at_layer=stop,
-        )
-    return kept
+def final_hook(hm: HookedModel) -> str:
+    """The hook point of the residual stream after the last block."""
+    return f"blocks.{hm.arch.shape.n_layers - 1}.hook_resid_post"
 
 
-def _enough(names: Iterable[str], layers: int) -> int | None:
-    """The layer before which a run can stop; None if a name lies behind the last block."""
-    last = 0
-    for name in names:
-        if name.startswith("blocks."):
-            last = max(last, int(name.split(".")[1]))
-        elif name not in ("hook_embed", "hook_pos_embed"):
-            return None
-    return last + 1 if last + 1 < layers else None
-
-
-def embedding(embedded: Float[Tensor, "row pos d_model"] | None) -> list[Hook]:
-    """The hook that writes embeddings, if there are any to write."""
+def embedding_hooks(embedded: Float[Tensor, "row pos d_model"] | None) -> list[Hook]:
+    """The hook that writes embeddings; none for None."""
     return [] if embedded is None else [patch("hook_embed", embedded)]
 
 
-def _first(activation: Tensor, hook: Any = None) -> Tensor:
-    return activation[:, :1]
-
-
-ONE = Hook("unembed.hook_in", _first)
-"""Has the model compute the logits of one position, where it would compute all and none is wanted."""
-
-
-def _note(
+def _record(
     layer: int,
     calls: dict[int, Call],
     resid: dict[int, Tensor],
-    recorder: Recorder,
+    cache: RecordingCache,
     block: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     calls[layer], state = Call.of(args, kwargs)
     resid[layer] = state.detach()
-    return calls[layer].filled(state, recorder)
-
-
-def _last(resid: dict[int, Tensor], norm: Any, args: tuple[Any, ...]) -> None:
-    resid[-1] = args[0].detach()
+    return calls[layer].filled(state, cache)
 
 
 @contextmanager
 def _caching(hm: HookedModel) -> Iterator[None]:
-    """Have a cache passed also in models that are told to keep none, as they are for training."""
+    """Have the model pass a key-value cache, even if its configuration says not to, as in training."""
     config = hm.bridge.original_model.config
     before, config.use_cache = config.use_cache, True
     try:
@@ -190,7 +137,7 @@ def _caching(hm: HookedModel) -> Iterator[None]:
 
 @contextmanager
 def _removed(handle: Any) -> Iterator[None]:
-    """Take a torch hook away again, whatever happens."""
+    """Remove a torch hook at the end."""
     try:
         yield
     finally:

@@ -1,14 +1,13 @@
-"""A block run part by part, at the positions that are wanted: the faster way where nobody listens inside.
+"""A block computed with fused kernels, and only at the positions that are needed.
 
-1. Norms, projections, rotary angles, masks and the MLP are the model's own, found through the bridge.
-   Nothing is known of families but whether the block has post-norms and whether attention and MLP run in
-   parallel.
-2. Queries, and all that follows attention, are computed only at the wanted positions: after the last block
-   that is where the answer is read.
-3. Attention is torch's fused kernel (spelt out where scores are capped), and GPT-2's activation its fused
-   form.
+1. Norms, projections, rotary angles, masks and the MLP are the model's own, found through the bridge. Of its
+   family it matters only whether blocks have post-norms, and whether attention and MLP run in parallel.
+2. Queries, and all that follows attention, are computed only at the positions that are needed: after the last
+   block, those at which the answer is read.
+3. Attention is torch's fused kernel (or written out, where scores are capped), and so is GPT-2's activation.
 
-It is used for a layer in which no hook is set, on models for which it gave what the blocks give (`guards`).
+It is faster than the bridge's block, whose inner hooks it does not fire. So it is used for blocks in which no
+hook is set, on models for which `self_check` gave the same states.
 """
 
 from __future__ import annotations
@@ -21,42 +20,42 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mechunlearn.localization.engine.block_calls import Call, Prefix
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.block_calls import Call, PrefixCache
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.models.families import family_of
 from mechunlearn.models.hooked import HookedModel
 
 
-def run_components(
+def run_fused_block(
     hm: HookedModel,
-    run: Run,
+    run: CachedRun,
     layer: int,
-    state: Float[Tensor, "job pos d_model"],
-    rows: Int[Tensor, "job"],
+    state: Float[Tensor, "patch pos d_model"],
+    rows: Int[Tensor, "patch"],
     start: int,
     *,
-    wanted: Int[Tensor, "job answer"] | None = None,
-) -> Float[Tensor, "job out d_model"]:
-    """Run one block on some rows from one position on.
+    positions: Int[Tensor, "patch answer"] | None = None,
+) -> Float[Tensor, "patch out d_model"]:
+    """Run one block on some rows of a run, from position `start` on.
 
     Args:
         hm: the model.
-        run: what the rows are rows of.
+        run: the cached run.
         layer: the block.
-        state: what enters it.
-        rows: of the run.
+        state: the residual stream that enters the block.
+        rows: the row of the run for each row of `state`.
         start: the first position.
-        wanted: positions whose output is wanted, counted from `start`; None for all.
+        positions: the positions to give, counted from `start`; None for all.
     """
     block = hm.bridge.blocks[layer]
     call = run.calls[layer].cut(rows, start, start + state.shape[1])
-    before = Prefix(run.keys[layer][rows, :, :start], run.values[layer][rows, :, :start])
+    prefix = PrefixCache(run.keys[layer][rows, :, :start], run.values[layer][rows, :, :start])
     normed = plain(block.ln1)(state)
-    stream = state if wanted is None else _at(state, wanted)
-    attended = _attention(hm, block, normed, call, before, wanted)
+    stream = state if positions is None else _at(state, positions)
+    attended = _attention(hm, block, normed, call, prefix, positions)
     if hasattr(block, "ln1_post"):
         attended = plain(block.ln1_post)(attended)
-    if "hook_resid_mid" not in block.hook_aliases:
+    if hm.arch.parallel:
         return stream + attended + mlp_out(block, plain(block.ln2)(stream))
     middle = stream + attended
     written = mlp_out(block, plain(block.ln2)(middle))
@@ -68,38 +67,37 @@ def run_components(
 def _attention(
     hm: HookedModel,
     block: Any,
-    normed: Float[Tensor, "job pos d_model"],
+    normed: Float[Tensor, "patch pos d_model"],
     call: Call,
-    before: Prefix,
-    wanted: Int[Tensor, "job answer"] | None,
-) -> Float[Tensor, "job out d_model"]:
+    prefix: PrefixCache,
+    positions: Int[Tensor, "patch answer"] | None,
+) -> Float[Tensor, "patch out d_model"]:
     attn, width = block.attn, hm.arch.d_head
-    asking = normed if wanted is None else _at(normed, wanted)
-    queries = _heads(plain(attn.q)(asking), width)
+    queries = _heads(plain(attn.q)(normed if positions is None else _at(normed, positions)), width)
     keys, values = _heads(plain(attn.k)(normed), width), _heads(plain(attn.v)(normed), width)
     mask, angles = _mask(call), _angles(call)
     if angles is not None:
         keys = _rotated(keys, *angles)
-        queries = _rotated(queries, *(each if wanted is None else _at(each, wanted) for each in angles))
-    if mask is not None and wanted is not None:
-        mask = _at(mask[:, 0], wanted)[:, None]
-    keys, values = before.update(keys, values, 0)
-    # Some families' softmax is in float32 whatever the precision is; in float64 that is seen.
+        queries = _rotated(queries, *(each if positions is None else _at(each, positions) for each in angles))
+    if mask is not None and positions is not None:
+        mask = _at(mask[:, 0], positions)[:, None]
+    keys, values = prefix.update(keys, values, 0)
+    # Some families compute the softmax in float32 whatever the precision; in float64 the difference shows.
     narrow = queries.dtype == torch.float64 and family_of(hm.arch.architecture).softmax32
     out = _attend(attn.original_component, queries, keys, values, mask, narrow=narrow)
-    projected: Tensor = plain(attn.o)(rearrange(out, "job head pos d_head -> job pos (head d_head)"))
+    projected: Tensor = plain(attn.o)(rearrange(out, "patch head pos d_head -> patch pos (head d_head)"))
     return projected
 
 
 def _attend(
     attention: Any,
-    queries: Float[Tensor, "job head out d_head"],
-    keys: Float[Tensor, "job kv all d_head"],
-    values: Float[Tensor, "job kv all d_head"],
-    mask: Float[Tensor, "#job 1 out all"] | None,
+    queries: Float[Tensor, "patch head out d_head"],
+    keys: Float[Tensor, "patch kv all d_head"],
+    values: Float[Tensor, "patch kv all d_head"],
+    mask: Float[Tensor, "#patch 1 out all"] | None,
     *,
     narrow: bool,
-) -> Float[Tensor, "job head out d_head"]:
+) -> Float[Tensor, "patch head out d_head"]:
     scale = getattr(attention, "scaling", queries.shape[-1] ** -0.5)
     shared = queries.shape[1] // keys.shape[1]
     if shared > 1:
@@ -117,8 +115,8 @@ def _attend(
     return pattern @ values
 
 
-def mlp_out(block: Any, normed: Float[Tensor, "job pos d_model"]) -> Float[Tensor, "job pos d_model"]:
-    """The MLP, with its activation in one kernel where it is GPT-2's."""
+def mlp_out(block: Any, normed: Float[Tensor, "patch pos d_model"]) -> Float[Tensor, "patch pos d_model"]:
+    """The output of the MLP; GPT-2's activation is computed in one kernel."""
     from transformers.activations import NewGELUActivation
 
     mlp = plain(block.mlp)
@@ -135,36 +133,34 @@ def plain(component: Any) -> Any:
     return component.original_component
 
 
-def _heads(projected: Float[Tensor, "job pos all"], width: int) -> Float[Tensor, "job head pos d_head"]:
-    return rearrange(projected, "job pos (head d_head) -> job head pos d_head", d_head=width)
+def _heads(projected: Float[Tensor, "patch pos all"], width: int) -> Float[Tensor, "patch head pos d_head"]:
+    return rearrange(projected, "patch pos (head d_head) -> patch head pos d_head", d_head=width)
 
 
-def _at(value: Tensor, wanted: Int[Tensor, "job answer"]) -> Tensor:
-    """Each row's wanted positions on the second axis."""
-    value = value.expand(len(wanted), *value.shape[1:])
-    return value.gather(1, wanted[..., None].expand(-1, -1, value.shape[-1]))
+def _at(value: Tensor, positions: Int[Tensor, "patch answer"]) -> Tensor:
+    """Each row's values at its own positions, which are on the second axis."""
+    value = value.expand(len(positions), *value.shape[1:])
+    return value.gather(1, positions[..., None].expand(-1, -1, value.shape[-1]))
 
 
 def _mask(call: Call) -> Tensor | None:
-    given = (*call.args, *call.kwargs.values())
-    found = [each for each in given if isinstance(each, Tensor) and each.ndim == 4]
-    return found[0] if found else None
+    values = (*call.args, *call.kwargs.values())
+    return next((value for value in values if isinstance(value, Tensor) and value.ndim == 4), None)
 
 
 def _angles(call: Call) -> tuple[Tensor, Tensor] | None:
-    """Cosines and sines of the rotary positions, if the block is given any."""
-    given = (*call.args, *call.kwargs.values())
-    pairs = [each for each in given if isinstance(each, tuple) and len(each) == 2]
-    return pairs[0] if pairs else None
+    """Cosines and sines of the rotary positions; None if the block has no such argument."""
+    values = (*call.args, *call.kwargs.values())
+    return next((value for value in values if isinstance(value, tuple) and len(value) == 2), None)
 
 
 def _rotated(
-    vectors: Float[Tensor, "job head pos d_head"], cosine: Tensor, sine: Tensor
-) -> Float[Tensor, "job head pos d_head"]:
-    """Turn the first components of each vector by its position's angles."""
+    vectors: Float[Tensor, "patch head pos d_head"], cosine: Tensor, sine: Tensor
+) -> Float[Tensor, "patch head pos d_head"]:
+    """Rotate the first components of each vector by its position's angles."""
     width = cosine.shape[-1]
-    turned, rest = vectors[..., :width], vectors[..., width:]
-    first, second = turned.chunk(2, dim=-1)
+    rotated, rest = vectors[..., :width], vectors[..., width:]
+    first, second = rotated.chunk(2, dim=-1)
     cosine, sine = cosine[:, None], sine[:, None]
-    turned = turned * cosine + torch.cat([-second, first], dim=-1) * sine
-    return turned if not rest.shape[-1] else torch.cat([turned, rest], dim=-1)
+    rotated = rotated * cosine + torch.cat([-second, first], dim=-1) * sine
+    return rotated if not rest.shape[-1] else torch.cat([rotated, rest], dim=-1)

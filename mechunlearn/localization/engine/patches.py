@@ -1,9 +1,10 @@
-"""What is asked of a sweep: many interventions, each a run of its own in principle.
+"""Patches: what is written into a run, at which positions, with values of which other run.
 
-1. A ``Write`` is one site as the engine sees it: a hook point, a layer, and perhaps units of a head or neuron
-   axis. Sites of one hook in one intervention (the heads of a set, the neurons of a set) are one write.
-2. An intervention is what is written together: one site, a window of layers, the keys of some heads.
-3. A job is one intervention in one row of a run, at some positions, with the values of one row of a source.
+1. A ``Write`` is a hook point, and perhaps some units of its head or neuron axis. Sites at one hook point
+   that are written together (the heads of a set, the neurons of a set) are one write.
+2. An intervention is the writes of one run: one site, a window of layers, the keys of some heads.
+3. A patch is one intervention in one row of a run, at some positions, with the values of one row of a source.
+   By definition it is a run of its own; the engine gives the same result with less work.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from mechunlearn.models.hooked import HookedModel
 
 @dataclass(frozen=True)
 class Write:
-    """One hook point to write at.
+    """A hook point to write at.
 
     Args:
         layer: the block.
-        kind: the kind of site; decides where a run has to begin.
-        name: the hook point, also the name under which the source holds the values.
-        units: heads, groups or neurons; None for all of the activation.
-        axis: their axis: 2, or 1 for patterns.
+        kind: the kind of site, which decides where a run has to begin.
+        name: the hook point, and the key of the values in a source.
+        units: heads, groups or neurons; None for the whole activation.
+        axis: the axis of the units: 2, or 1 for patterns.
     """
 
     layer: int
@@ -63,39 +64,34 @@ def writes_of(hm: HookedModel, sites: Iterable[Site]) -> tuple[Write, ...]:
             part = point.name.rpartition("_")[2]
             kind = part if site.kind in ("head", "kv") else site.kind
             key = (site.layer or 0, kind, point.name, point.axis)
-            found = units.setdefault(key, None if point.index is None else set())
-            if found is not None and point.index is not None:
-                found.add(point.index)
-    ordered = sorted(units, key=lambda key: (key[0], _ORDER.index(key[1])))
-    return tuple(
-        Write(
-            layer,
-            kind,
-            name,
-            None if (u := units[layer, kind, name, axis]) is None else tuple(sorted(u)),
-            axis,
-        )
-        for layer, kind, name, axis in ordered
-    )
+            indices = units.setdefault(key, None if point.index is None else set())
+            if indices is not None and point.index is not None:
+                indices.add(point.index)
+    writes = []
+    for key in sorted(units, key=lambda key: (key[0], _ORDER.index(key[1]))):
+        layer, kind, name, axis = key
+        indices = units[key]
+        writes.append(Write(layer, kind, name, None if indices is None else tuple(sorted(indices)), axis))
+    return tuple(writes)
 
 
 @dataclass(frozen=True, eq=False)
-class Jobs:
-    """A table of jobs, by column.
+class Patches:
+    """A table of patches, by column.
 
     Args:
-        interventions: what is written together; a job names one by its number.
-        intervention: of every job.
-        row: of the run that is patched.
-        source: the row of the source that gives the values.
+        interventions: the writes of every intervention.
+        intervention: index of each patch's intervention.
+        row: index of the row of the run that is patched.
+        source: index of the row of the source that gives the values.
         where: the positions that are written.
     """
 
     interventions: tuple[tuple[Write, ...], ...]
-    intervention: Int[Tensor, "job"]
-    row: Int[Tensor, "job"]
-    source: Int[Tensor, "job"]
-    where: Bool[Tensor, "job pos"]
+    intervention: Int[Tensor, "patch"]
+    row: Int[Tensor, "patch"]
+    source: Int[Tensor, "patch"]
+    where: Bool[Tensor, "patch pos"]
 
     def __len__(self) -> int:
         return len(self.row)
@@ -107,38 +103,37 @@ class Jobs:
         where: Bool[Tensor, "place row pos"],
         *,
         source: Int[Tensor, "#place row"] | None = None,
-    ) -> Jobs:
+    ) -> Patches:
         """Every intervention at every place in every row; results reshape to ``[intervention place row]``.
 
         Args:
-            interventions: what is written together.
-            where: for every place (a position, a group of tokens) the positions it means in each row.
-            source: the row of the source for each place and row; None where rows count alike.
+            interventions: the writes of every intervention.
+            where: the positions of each place (a position, a group of tokens) in each row.
+            source: row of the source for each place and row; None where source and run have the same rows.
 
         Example:
-            >>> jobs = Jobs.grid([()], torch.ones(3, 2, 5, dtype=torch.bool))
-            >>> len(jobs)
+            >>> patches = Patches.grid([()], torch.ones(3, 2, 5, dtype=torch.bool))
+            >>> len(patches)
             6
         """
         places, rows = where.shape[:2]
         count = len(interventions)
-        device = where.device
-        row = torch.arange(rows, device=device)
-        given = (row[None] if source is None else source).expand(places, rows).flatten()
+        row = torch.arange(rows, device=where.device)
+        sources = (row[None] if source is None else source).expand(places, rows).flatten()
         return cls(
             tuple(interventions),
-            torch.arange(count, device=device).repeat_interleave(places * rows),
+            torch.arange(count, device=where.device).repeat_interleave(places * rows),
             row.repeat(count * places),
-            given.repeat(count),
+            sources.repeat(count),
             where.flatten(0, 1).repeat(count, 1),
         )
 
-    def pick(self, index: Int[Tensor, "kept"]) -> Jobs:
-        """Some of the jobs."""
+    def pick(self, index: Int[Tensor, "chosen"]) -> Patches:
+        """Some of the patches."""
         columns = (column[index] for column in (self.intervention, self.row, self.source, self.where))
-        return Jobs(self.interventions, *columns)
+        return Patches(self.interventions, *columns)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The hook points written at: what a source must hold, and a run must keep."""
+        """The hook points written at, whose activations both the run and the source must hold."""
         return tuple(dict.fromkeys(write.name for writes in self.interventions for write in writes))

@@ -1,17 +1,17 @@
-"""Decide what has to run at all, from where, and together with what.
+"""Decide which patches have to run at all, from which block and position, and together with which others.
 
-A patch at position p in layer l can only change positions from p on in layers from l on. So, for every job:
+A patch at position p in layer l can only change positions from p on in layers from l on. So, for every patch:
 
-1. Writes that equal what the run has there anyway are dropped from the front; a job without any other is
-   answered by the baseline.
-2. The job enters the run at the block of its first write, or after it where the write is the block's last act
-   (``mlp`` outputs, ``resid_post``), at the first position that differs. A job that enters after the last
-   block, or after the last position that is read, and changes nothing that is read, is answered by the
-   baseline too.
-3. Jobs of one first position run together; rows join the batch at the block where they enter, so a block's
-   weights are read once for all of them. Batches are bounded by a budget of tokens.
-4. Where one job's writes are the beginning of another's (windows of layers cut at the first), it enters as a
-   copy of the other after its last write.
+1. Its first writes are skipped as long as they equal what the run has there. A patch in which every write
+   does has the metric of the run itself.
+2. It enters the run at the block of its first write, or after that block where the write is the last thing
+   the block does (``mlp`` outputs, ``resid_post``), at the first position that differs. A patch that enters
+   after the last block, or after the last position that is read, and changes no state that is read, has the
+   metric of the run itself, too.
+3. Patches with the same first position run as one batch. A row joins the batch at the block where it enters,
+   so a block's weights are read once for all rows. Batches are bounded by a budget of tokens.
+4. Where one patch's writes are the beginning of another's (windows of layers cut at the first), both have the
+   same states until the first one's writes end. There it joins the batch as a copy of the other's row.
 """
 
 from __future__ import annotations
@@ -24,169 +24,198 @@ from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechunlearn.localization.engine.cached_run import Run
-from mechunlearn.localization.engine.patches import Jobs, Write
+from mechunlearn.localization.engine.cached_run import CachedRun
+from mechunlearn.localization.engine.patches import Patches, Write
 
 LATE = ("mlp", "resid_post")
-"""Writes after which nothing is left to do in their block."""
+"""Kinds of writes that are the last thing their block does."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """One job inside a batch.
+class PlannedPatch:
+    """One patch of a batch.
 
     Args:
-        job: its number in the table.
-        writes: what it writes, the first of them at or before its entry.
-        entry: the first block it runs; the number of blocks if none.
-        fork: the place in the batch of the job whose state it copies at its entry; None if it has its own.
+        number: index of the patch in the table.
+        writes: the writes from the first that changes anything.
+        entry: the first block that it runs; the number of blocks if it runs none.
+        original: index in the batch of the patch whose state it copies when it enters; None if there is none.
     """
 
-    job: int
+    number: int
     writes: tuple[Write, ...]
     entry: int
-    fork: int | None = None
+    original: int | None = None
 
     @property
-    def opening(self) -> Write | None:
-        """The write that is done on entering, without a hook."""
+    def entry_write(self) -> Write | None:
+        """The write into the stream that it enters with, which needs no hook."""
         first = self.writes[0]
-        done = first.kind == "resid_pre" or (first.kind in LATE and first.layer < self.entry)
-        return first if done and self.fork is None else None
+        ready = first.kind == "resid_pre" or (first.kind in LATE and first.layer < self.entry)
+        return first if ready and self.original is None else None
 
-    def at(self, layer: int) -> tuple[Write, ...]:
-        """What it writes while a block runs."""
-        if self.fork is not None or layer < self.entry:
+    def writes_at(self, layer: int) -> tuple[Write, ...]:
+        """The writes that hooks make while a block runs."""
+        # The state that a copy enters with already holds all its writes.
+        if self.original is not None or layer < self.entry:
             return ()
-        rest = self.writes if self.opening is None else self.writes[1:]
+        rest = self.writes if self.entry_write is None else self.writes[1:]
         return tuple(write for write in rest if write.layer == layer)
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Jobs that run as one batch.
+class PatchBatch:
+    """Patches that run as one batch.
 
     Args:
-        steps: in the order in which they enter.
+        patches: the patches in the order in which they enter.
         start: the first position that runs.
-        stop: the position before which it ends.
+        stop: the position before which the run ends.
     """
 
-    steps: tuple[Step, ...]
+    patches: tuple[PlannedPatch, ...]
     start: int
     stop: int
 
-    @property
-    def first(self) -> int:
-        """The first block that runs."""
-        return self.steps[0].entry
-
 
 @dataclass(frozen=True)
-class Starts:
-    """Where every job enters; ``entry`` is -1 for those that change nothing that is read."""
-
-    entry: Int[Tensor, "job"]
-    skip: Int[Tensor, "job"]
-    position: Int[Tensor, "job"]
-
-
-def starts(jobs: Jobs, run: Run, source: Mapping[str, Tensor], read: Int[Tensor, "row answer"]) -> Starts:
-    """Find every job's first write that changes anything, and the first position it changes.
+class Entries:
+    """Where every patch enters the run.
 
     Args:
-        jobs: the table.
-        run: what is patched.
-        source: the values, by hook point.
+        block: the first block that it runs; -1 if it changes nothing that is read.
+        skip: how many of its writes are skipped.
+        position: the first position that it changes.
+    """
+
+    block: Int[Tensor, "patch"]
+    skip: Int[Tensor, "patch"]
+    position: Int[Tensor, "patch"]
+
+
+def entries_of(
+    patches: Patches, run: CachedRun, source: Mapping[str, Tensor], read: Int[Tensor, "row answer"]
+) -> Entries:
+    """Find every patch's first write that changes anything, and the first position it changes.
+
+    Args:
+        patches: the patches.
+        run: the run that is patched.
+        source: the values that are written, by hook point.
         read: the positions at which each row is read.
     """
-    layers, size = len(run.calls), len(jobs)
+    layers, size = len(run.calls), len(patches)
     changes = _Changes(run, source)
-    entry = torch.full((size,), -1)
-    skip, position = torch.zeros_like(entry), torch.zeros_like(entry)
-    for number, writes in enumerate(jobs.interventions):
-        mine = (jobs.intervention == number).nonzero()[:, 0]
-        if not len(mine) or not writes:
+    block = torch.full((size,), -1)
+    skip, position = torch.zeros_like(block), torch.zeros_like(block)
+    for number, writes in enumerate(patches.interventions):
+        index = (patches.intervention == number).nonzero()[:, 0]
+        if not len(index) or not writes:
             continue
-        some = jobs.pick(mine)
+        some = patches.pick(index)
         differs = torch.stack([changes.of(write, some) & some.where for write in writes])
-        happens = differs.any(-1)
-        first = happens.int().argmax(0)
-        at = differs.any(0).int().argmax(-1)
-        enters = torch.tensor([_entry(writes, i) for i in range(len(writes))], device=first.device)[first]
+        first = differs.any(-1).int().argmax(0)
+        begin = differs.any(0).int().argmax(-1)
+        blocks = torch.tensor([_entry_block(writes, i) for i in range(len(writes))], device=first.device)
+        enters = blocks[first]
+        # Attention carries a change to later positions; after the last block nothing does.
         reads = read[some.row]
-        # Without a block left, only the positions that were changed themselves are read anew.
-        seen = (reads >= at[:, None]).any(1)
-        seen &= (enters < layers) | differs.any(0).gather(1, reads).any(1)
-        mine = mine.cpu()
-        entry[mine] = torch.where(happens.any(0) & seen, enters, -1).cpu()
-        skip[mine] = first.cpu()
-        position[mine] = at.cpu()
-    return Starts(entry, skip, position)
+        matters = (reads >= begin[:, None]).any(1)
+        matters &= (enters < layers) | differs.any(0).gather(1, reads).any(1)
+        index = index.cpu()
+        block[index] = torch.where(differs.any(-1).any(0) & matters, enters, -1).cpu()
+        skip[index] = first.cpu()
+        position[index] = begin.cpu()
+    return Entries(block, skip, position)
 
 
-def chunks(jobs: Jobs, begin: Starts, read: Int[Tensor, "row answer"], budget: int) -> Iterator[Chunk]:
-    """Put jobs that begin at one position together, as many as the budget of tokens allows."""
-    live = (begin.entry >= 0).nonzero()[:, 0]
-    ends = (read.max(1).values[jobs.row] + 1).cpu()
-    for start in sorted(set(begin.position[live].tolist())):
-        group = live[begin.position[live] == start]
+def batches(
+    patches: Patches, entries: Entries, read: Int[Tensor, "row answer"], budget: int
+) -> Iterator[PatchBatch]:
+    """Put patches that begin at the same position together, as many as the budget of tokens allows."""
+    live = (entries.block >= 0).nonzero()[:, 0]
+    ends = (read.max(1).values[patches.row] + 1).cpu()
+    for start in sorted(set(entries.position[live].tolist())):
+        group = live[entries.position[live] == start]
         stop = int(ends[group].max())
-        order = group[torch.argsort(begin.entry[group], stable=True)]
+        # Patches with neighbouring entries share a batch, so that its rows run few blocks in vain.
+        order = group[torch.argsort(entries.block[group], stable=True)]
         for part in torch.split(order, max(1, budget // (stop - start))):
-            yield Chunk(_steps(jobs, begin, part.tolist()), start, int(ends[part].max()))
+            yield PatchBatch(_planned(patches, entries, part.tolist()), start, int(ends[part].max()))
 
 
-def _steps(jobs: Jobs, begin: Starts, numbers: list[int]) -> tuple[Step, ...]:
-    """Let jobs whose writes begin another's enter as its copies, and order all by entry."""
-    chosen = jobs.pick(torch.tensor(numbers, device=jobs.row.device))
-    asked = zip(numbers, chosen.intervention.tolist(), begin.skip[numbers].tolist(), strict=True)
-    own = {job: jobs.interventions[number][skip:] for job, number, skip in asked}
-    families: dict[object, list[int]] = {}
-    if any(len(writes) > 1 for writes in own.values()):
-        rows, sources, where = chosen.row.tolist(), chosen.source.tolist(), chosen.where.cpu().numpy()
-        for i, job in enumerate(numbers):
-            families.setdefault((rows[i], sources[i], where[i].tobytes(), own[job][0]), []).append(job)
-    copied: dict[int, tuple[int, int]] = {}
-    for family in families.values():
-        longest = max(family, key=lambda job: len(own[job]))
-        for job in family:
-            layer = own[job][-1].layer + 1
-            more, begun = own[longest][len(own[job]) :], int(begin.entry[longest]) < layer
-            if begun and more and own[longest][: len(own[job])] == own[job] and more[0].layer >= layer:
-                copied[job] = (longest, layer)
-    entries = {job: copied[job][1] if job in copied else int(begin.entry[job]) for job in numbers}
-    order = sorted(numbers, key=entries.__getitem__)
-    place = {job: i for i, job in enumerate(order)}
+def _planned(patches: Patches, entries: Entries, numbers: list[int]) -> tuple[PlannedPatch, ...]:
+    """Plan the patches of one batch, in the order in which they enter."""
+    some = patches.pick(torch.tensor(numbers, device=patches.row.device))
+    columns = zip(numbers, some.intervention.tolist(), entries.skip[numbers].tolist(), strict=True)
+    writes = {number: patches.interventions[i][skip:] for number, i, skip in columns}
+    copies = _copies(some, entries, numbers, writes)
+    blocks = {n: copies[n][1] if n in copies else int(entries.block[n]) for n in numbers}
+    # Rows are appended to the batch as they enter, so the order of entry is the order of rows. A copy enters
+    # later than its original, whose row exists by then.
+    order = sorted(numbers, key=blocks.__getitem__)
+    row = {number: i for i, number in enumerate(order)}
     return tuple(
-        Step(job, own[job], entries[job], place[copied[job][0]] if job in copied else None) for job in order
+        PlannedPatch(n, writes[n], blocks[n], row[copies[n][0]] if n in copies else None) for n in order
     )
 
 
-def _entry(writes: tuple[Write, ...], i: int) -> int:
-    """The block that an intervention enters if its first write is this one."""
-    alone = all(other.layer > writes[i].layer for other in writes[i + 1 :])
+def _copies(
+    some: Patches, entries: Entries, numbers: list[int], writes: Mapping[int, tuple[Write, ...]]
+) -> dict[int, tuple[int, int]]:
+    """Find patches that can copy the state of another, which writes the same and then more.
+
+    Returns:
+        By number of the patch: number of the other, and the block at which the state is copied.
+    """
+    # Where all patches have one write, none continues another, and the comparison of positions is spared.
+    if all(len(each) == 1 for each in writes.values()):
+        return {}
+    groups: dict[object, list[int]] = {}
+    rows, sources, where = some.row.tolist(), some.source.tolist(), some.where.cpu().numpy()
+    for i, number in enumerate(numbers):
+        # Equal states need the same row, the same values at the same positions, and the same first write.
+        key = rows[i], sources[i], where[i].tobytes(), writes[number][0]
+        groups.setdefault(key, []).append(number)
+    copies: dict[int, tuple[int, int]] = {}
+    for group in groups.values():
+        longest = max(group, key=lambda number: len(writes[number]))
+        for number in group:
+            count, layer = len(writes[number]), writes[number][-1].layer + 1
+            if count == len(writes[longest]) or writes[longest][:count] != writes[number]:
+                continue
+            # The states are equal before block `layer` if the longest patch has written nothing more by then.
+            # If it has not run a block by then, there is no work to save.
+            if writes[longest][count].layer >= layer > int(entries.block[longest]):
+                copies[number] = (longest, layer)
+    return copies
+
+
+def _entry_block(writes: tuple[Write, ...], i: int) -> int:
+    """The block at which an intervention enters if its first write that changes anything is number i."""
+    # A late write leaves nothing to do in its block, unless another write follows there.
+    alone = all(write.layer > writes[i].layer for write in writes[i + 1 :])
     return writes[i].layer + (writes[i].kind in LATE and alone)
 
 
 class _Changes:
-    """Where a source differs from a run, compared once per hook point and pair of rows."""
+    """Where a source differs from a run, compared once per write and pair of rows."""
 
-    def __init__(self, run: Run, source: Mapping[str, Tensor]) -> None:
+    def __init__(self, run: CachedRun, source: Mapping[str, Tensor]) -> None:
         self._run, self._source = run, source
-        self._known: dict[Write, dict[tuple[int, int], Tensor]] = {}
+        self._compared: dict[Write, dict[tuple[int, int], Tensor]] = {}
 
-    def of(self, write: Write, jobs: Jobs) -> Bool[Tensor, "job pos"]:
-        known = self._known.setdefault(write, {})
-        pairs = list(zip(jobs.row.tolist(), jobs.source.tolist(), strict=True))
-        new = list(dict.fromkeys(pair for pair in pairs if pair not in known))
+    def of(self, write: Write, patches: Patches) -> Bool[Tensor, "patch pos"]:
+        compared = self._compared.setdefault(write, {})
+        pairs = list(zip(patches.row.tolist(), patches.source.tolist(), strict=True))
+        new = list(dict.fromkeys(pair for pair in pairs if pair not in compared))
         if new:
-            rows, sources = torch.tensor(new, device=jobs.row.device).unbind(1)
-            here = _units(self._run.kept[write.name][rows], write)
+            rows, sources = torch.tensor(new, device=patches.row.device).unbind(1)
+            here = _units(self._run.activations[write.name][rows], write)
             there = _units(self._source[write.name][sources], write)
             differs = rearrange(here != there, "row pos ... -> row pos (...)").any(-1)
-            known.update(zip(new, differs, strict=True))
-        return torch.stack([known[pair] for pair in pairs])
+            compared.update(zip(new, differs, strict=True))
+        return torch.stack([compared[pair] for pair in pairs])
 
 
 def _units(activation: Tensor, write: Write) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is read at the end of a run: metrics of the residual stream after the last block.
+"""Read metrics from the residual stream after the last block.
 
 1. The final norm and the unembedding are the model's own, run at the positions that are read and nowhere
    else.
@@ -23,11 +23,11 @@ LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
-class Final:
-    """The residual stream after the last block, where it is read, on its way to the logits.
+class FinalStates:
+    """The residual stream after the last block, at the positions that are read, and the logits it gives.
 
     Args:
-        hm: gives the final norm and the unembedding, as they are now.
+        hm: the model, whose final norm and unembedding are used as they are now.
         resid: the states.
     """
 
@@ -36,7 +36,7 @@ class Final:
 
     @cached_property
     def normed(self) -> Float[Tensor, "row answer d_model"]:
-        """After the final norm."""
+        """The states after the final norm."""
         normed: Tensor = self.hm.bridge.ln_final(self.resid)
         return normed
 
@@ -47,16 +47,16 @@ class Final:
 
     def columns(self, ids: Int[Tensor, "row word answer"]) -> Float[Tensor, "row word answer"]:
         """The logits of a few tokens per row and position; ids below 0 give those of token 0."""
-        wanted = ids.clamp(min=0)
+        ids = ids.clamp(min=0)
         points = self.hm.bridge.hook_dict.items()
         if any(point.fwd_hooks for name, point in points if name.startswith("unembed.")):
-            # Somebody's hooks on the logits would not see columns that are computed beside them.
-            return self.logits.gather(2, wanted.transpose(1, 2)).transpose(1, 2)
+            # Columns that are computed beside the logits would bypass the user's hooks on the logits.
+            return self.logits.gather(2, ids.transpose(1, 2)).transpose(1, 2)
         head = self.hm.hf.get_output_embeddings()
-        found = torch.einsum("rad,rwad->rwa", self.normed, head.weight[wanted])
+        logits = torch.einsum("rad,rwad->rwa", self.normed, head.weight[ids])
         if getattr(head, "bias", None) is not None:
-            found = found + head.bias[wanted]
-        return self._capped(found)
+            logits = logits + head.bias[ids]
+        return self._capped(logits)
 
     def _capped(self, logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         cap = getattr(self.hm.hf.config.get_text_config(), "final_logit_softcapping", None)
@@ -65,22 +65,22 @@ class Final:
 
 @runtime_checkable
 class Readout(Protocol):
-    """What to read of the rows of a run, and where."""
+    """What to read in the rows of a run, and at which positions."""
 
     @property
     def positions(self) -> Int[Tensor, "row answer"]:
         """The positions read in each row of the run."""
 
     @property
-    def whole(self) -> bool:
-        """Whether it reads all logits, or only columns."""
+    def all_logits(self) -> bool:
+        """Whether all logits are needed, or only columns."""
 
     @property
     def width(self) -> int:
-        """How many numbers it gives per row."""
+        """The number of metrics per row."""
 
-    def __call__(self, final: Final, rows: Int[Tensor, "read"]) -> Float[Tensor, "read metric"]:
-        """Give the numbers for some rows of the run, whose final states are these."""
+    def __call__(self, final: FinalStates, rows: Int[Tensor, "read"]) -> Float[Tensor, "read metric"]:
+        """Compute the metrics of some rows of the run from their final states."""
 
 
 def read(
@@ -88,9 +88,9 @@ def read(
 ) -> Float[Tensor, "read metric"]:
     """Read rows in parts that fit the memory, in float64 on the CPU."""
     size = max(1, len(resid))
-    if readout.whole:
+    if readout.all_logits:
         vocabulary = hm.hf.get_output_embeddings().weight.shape[0]
         size = max(1, LOGITS // (resid.shape[1] * vocabulary))
     pieces = (slice(start, start + size) for start in range(0, len(resid), size))
-    found = [readout(Final(hm, resid[piece]), rows[piece]).double().cpu() for piece in pieces]
-    return torch.cat(found) if found else torch.zeros(0, readout.width, dtype=torch.float64)
+    metrics = [readout(FinalStates(hm, resid[piece]), rows[piece]).double().cpu() for piece in pieces]
+    return torch.cat(metrics) if metrics else torch.zeros(0, readout.width, dtype=torch.float64)

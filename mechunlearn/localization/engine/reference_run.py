@@ -1,7 +1,7 @@
-"""The plain way: every job is a row of a complete, hooked run of the model.
+"""The reference: every patch is a row of a complete, hooked run of the model.
 
-It makes no assumption about the model and saves nothing but the batching. It is what the faster way is
-checked against, and what runs where a check fails.
+It assumes nothing about the model; patches share batches, and no other work is saved. The faster way is
+checked against it, and it runs where a check fails.
 """
 
 from __future__ import annotations
@@ -11,33 +11,27 @@ from collections.abc import Mapping
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.core.hooks import cache
-from mechunlearn.localization.engine.cached_run import ONE, Run, embedding
-from mechunlearn.localization.engine.patch_hooks import Writer
-from mechunlearn.localization.engine.patches import Jobs
+from mechunlearn.localization.engine.cached_run import CachedRun, embedding_hooks, final_hook
+from mechunlearn.localization.engine.patch_hooks import PatchHooks
+from mechunlearn.localization.engine.patches import Patches
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 
 def run_hooked(
     hm: HookedModel,
-    run: Run,
+    run: CachedRun,
     source: Mapping[str, Tensor],
-    jobs: Jobs,
+    patches: Patches,
     read: Int[Tensor, "row answer"],
-) -> Float[Tensor, "job answer d_model"]:
-    """Run jobs as rows of one complete forward pass; gives their final states where they are read."""
-    writer = Writer()
-    writes = [
-        (job, job, w) for job, i in enumerate(jobs.intervention.tolist()) for w in jobs.interventions[i]
-    ]
-    writer.set(writes, jobs, source, start=0, stop=run.batch.tokens.shape[1])
-    final: dict[str, Tensor] = {}
-    embedded = None if run.embedded is None else run.embedded[jobs.row]
-    hooks = embedding(embedded) + writer.hooks(jobs.interventions)
-    hm.run_with_hooks(
-        run.batch.tokens[jobs.row],
-        attention_mask=run.batch.mask[jobs.row],
-        fwd_hooks=[*hooks, cache("ln_final.hook_in", final), ONE],
-    )
-    resid = final["ln_final.hook_in"]
-    return resid.gather(1, read[jobs.row][..., None].expand(-1, -1, resid.shape[-1]))
+) -> Float[Tensor, "patch answer d_model"]:
+    """Run patches as rows of one complete forward pass, and give their final states where they are read."""
+    writer = PatchHooks()
+    interventions = enumerate(patches.intervention.tolist())
+    writes = [(row, row, write) for row, i in interventions for write in patches.interventions[i]]
+    writer.lay_out(writes, patches, source, start=0, stop=run.batch.tokens.shape[1])
+    embedded = None if run.embedded is None else run.embedded[patches.row]
+    hooks = embedding_hooks(embedded) + writer.hooks(patches.interventions)
+    name = final_hook(hm)
+    resid = activations(hm, run.batch.rows(patches.row), [name], hooks=hooks)[name]
+    return resid.gather(1, read[patches.row][..., None].expand(-1, -1, resid.shape[-1]))

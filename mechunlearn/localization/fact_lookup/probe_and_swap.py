@@ -38,12 +38,11 @@ from mechunlearn.core.sites.site import Site
 from mechunlearn.core.statistics import bootstrap_interval
 from mechunlearn.errors import FactError, ScoresError, one_of, require_positive
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, writes_of
+from mechunlearn.localization.engine.patches import Patches, writes_of
 from mechunlearn.localization.fact_lookup.preference import require_preference
 from mechunlearn.localization.patching.answer_metrics import Measure, answer_rows
 from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
 from mechunlearn.localization.patching.pairs import Pairs
-from mechunlearn.localization.probing.linear_probes import has_mid
 from mechunlearn.localization.probing.probe import probe
 from mechunlearn.localization.subject_swaps import Swaps, swap_subjects
 from mechunlearn.models.hooked import HookedModel
@@ -144,8 +143,8 @@ def _effects(
             both, batch = part.runs(hm, keep=names), part.answers.batch
             measure = Measure(part.answers, ("logit_diff",))
             last = torch.nn.functional.one_hot(batch.subject_last, batch.tokens.shape[1]).bool()
-            jobs = Jobs.grid(writes, (last if positions == "last_subject" else batch.subject)[None])
-            swapped = engine.sweep(both.clean, both.corrupt.kept, jobs, measure, bar=bar)
+            patches = Patches.grid(writes, (last if positions == "last_subject" else batch.subject)[None])
+            swapped = engine.sweep(both.clean, both.corrupt.activations, patches, measure, bar=bar)
             runs = [engine.baseline(run, measure)[:, 0] for run in (both.clean, both.corrupt)]
             columns = torch.stack([*runs, *swapped.view(len(writes), -1)], dim=1)
             preference.index_add_(0, part.answers.fact, columns)
@@ -176,10 +175,11 @@ def _gains(
     layers = range(hm.arch.shape.n_layers)
     after = np.array([by_site[Site("resid_post", layer)] for layer in layers])
     before = np.array([by_site[Site("resid_pre", 0)], *after[:-1]])
-    between = np.array([by_site[Site("resid_mid", layer)] for layer in layers]) if has_mid(hm) else before
+    parallel = hm.arch.parallel
+    between = before if parallel else np.array([by_site[Site("resid_mid", layer)] for layer in layers])
     gains = after - between
     low = np.array([bootstrap_interval(gain, seed=seed).low for gain in gains])
-    if not has_mid(hm):
+    if parallel:
         return gains.mean(1), low, {}
     sites = [Site("attn", layer) for layer in layers]
     attention = Scores.of(

@@ -18,11 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechunlearn.errors import FactError
-from mechunlearn.localization.engine.cached_run import activations, capture
+from mechunlearn.localization.engine.cached_run import cached_run
 from mechunlearn.localization.patching.answer_metrics import AnswerRows, Measure, Metric
 from mechunlearn.localization.patching.corruption import Ablation, MeanAblation, Resample
 from mechunlearn.localization.patching.positions import Positions, groups_of
 from mechunlearn.localization.patching.sweep import PatchTask
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import GROUPS, token_groups
 from mechunlearn.models.hooked import HookedModel
 
@@ -45,15 +46,15 @@ def ablations(
     means = _means(hm, answers, names, positions, batch_size) if isinstance(to, MeanAblation) else {}
     drawn = _other_facts(answers, to.seed or 0) if isinstance(to, Resample) else None
     for span, part in answers.parts(batch_size):
-        run = capture(hm, part.batch, keep=names)
+        run = cached_run(hm, part.batch, names)
         rows = torch.arange(len(part), device=hm.device)[None]
         if drawn is not None:
             source: Mapping[str, Tensor] = _resampled(hm, part, answers.rows(drawn[span]), names)
         elif isinstance(to, MeanAblation):
             keys = _keys(part, positions)
-            source = {name: means[name][keys].to(run.kept[name]) for name in names}
+            source = {name: means[name][keys].to(run.activations[name]) for name in names}
         else:
-            source = {name: torch.zeros_like(run.kept[name][:1]) for name in names}
+            source = {name: torch.zeros_like(run.activations[name][:1]) for name in names}
             rows = torch.zeros_like(rows)
         measure = Measure(part, metrics).against(hm, run)
         yield PatchTask(run, source, rows, measure, None, samples=1)

@@ -171,9 +171,9 @@ def patch_tasks(
         clean, each = both.clean.rows(both.rows), torch.arange(len(both.rows), device=hm.device)
         measure = Measure(both.answers, metrics, numbers=part.index).against(hm, clean)
         if direction == "denoising":
-            run, source_run, source, rows = both.corrupt, clean, both.clean.kept, both.rows
+            run, source_run, source, rows = both.corrupt, clean, both.clean.activations, both.rows
         else:
-            run, source_run, source, rows = clean, both.corrupt, both.corrupt.kept, each
+            run, source_run, source, rows = clean, both.corrupt, both.corrupt.activations, each
         yield PatchTask(run, source, rows[None], measure, engine.baseline(source_run, measure), part.samples)
 
 

@@ -28,8 +28,8 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.metrics import kl
 from mechunlearn.errors import ScoresError, one_of
 from mechunlearn.localization.answer_tokens import contrast
-from mechunlearn.localization.engine.cached_run import Run
-from mechunlearn.localization.engine.readout import Final
+from mechunlearn.localization.engine.cached_run import CachedRun
+from mechunlearn.localization.engine.readout import FinalStates
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 from mechunlearn.models.encoding.encoder import HasTokenizer, encode
 from mechunlearn.models.hooked import HookedModel
@@ -180,20 +180,20 @@ class Measure:
         return len(self.metrics)
 
     @property
-    def whole(self) -> bool:
+    def all_logits(self) -> bool:
         """Whether all logits are needed."""
         return not (self.answers.cancels and all(metric == "logit_diff" for metric in self.metrics))
 
-    def __call__(self, final: Final, rows: Int[Tensor, "read"]) -> Float[Tensor, "read metric"]:
+    def __call__(self, final: FinalStates, rows: Int[Tensor, "read"]) -> Float[Tensor, "read metric"]:
         """Compute the metrics of rows from their final states."""
         columns = [self._one(metric, final, rows).double() for metric in self.metrics]
         return torch.stack(columns, dim=1)
 
-    def _one(self, metric: Metric, final: Final, rows: Int[Tensor, "read"]) -> Float[Tensor, "read"]:
+    def _one(self, metric: Metric, final: FinalStates, rows: Int[Tensor, "read"]) -> Float[Tensor, "read"]:
         ids, weight = self.answers.ids[rows], self.answers.weight[rows]
         is_answer = self.answers.is_answer[rows]
         if metric == "logit_diff":
-            words = logprobs(final.logits, ids) if self.whole else _wide(final.columns(ids)[..., 0])
+            words = logprobs(final.logits, ids) if self.all_logits else _wide(final.columns(ids)[..., 0])
             return (words * weight.to(words)).sum(1)
         if metric in ("logprob", "probability"):
             answer = (logprobs(final.logits, ids) * is_answer).sum(1)
@@ -222,13 +222,13 @@ class Measure:
             )
         return values
 
-    def against(self, hm: HookedModel, run: Run) -> Measure:
+    def against(self, hm: HookedModel, run: CachedRun) -> Measure:
         """Add the distributions of a clean run, which ``"kl"`` compares with."""
         if "kl" not in self.metrics:
             return self
         states = run.resid[-1].gather(1, self.positions[:, :1, None].expand(-1, 1, run.resid[-1].shape[-1]))
         with torch.no_grad():
-            return replace(self, clean=Final(hm, states).logits[:, 0].log_softmax(-1))
+            return replace(self, clean=FinalStates(hm, states).logits[:, 0].log_softmax(-1))
 
 
 def logprobs(

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError
-from mechunlearn.localization.engine.cached_run import Run, activations, capture
+from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.patching.answer_metrics import AnswerRows, Metric, answer_rows, words_of
 from mechunlearn.localization.patching.corruption import PAIRED, Corrupt, Noise, OtherSubject, corruption_of
 from mechunlearn.localization.subject_swaps import swap_subjects
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hooked import HookedModel
@@ -39,8 +40,8 @@ class CleanCorruptRuns:
         rows: the clean row of every corrupted row.
     """
 
-    clean: Run
-    corrupt: Run
+    clean: CachedRun
+    corrupt: CachedRun
     answers: AnswerRows
     rows: Int[Tensor, "row"]
 
@@ -111,18 +112,16 @@ class Pairs:
     def runs(self, hm: HookedModel, keep: Iterable[str] = ()) -> CleanCorruptRuns:
         """Capture both runs, keeping the hook points named."""
         names = list(keep)
-        clean = capture(hm, self.answers.batch, keep=[*names, "hook_embed"])
+        clean = cached_run(hm, self.answers.batch, [*names, "hook_embed"])
         rows = torch.arange(len(self.answers), device=hm.device).repeat_interleave(self.samples)
         answers = self.answers.rows(rows)
         if self.corrupted is not None:
-            return CleanCorruptRuns(clean, capture(hm, self.corrupted, keep=names), answers, rows)
-        embedded = clean.kept["hook_embed"][rows]
+            return CleanCorruptRuns(clean, cached_run(hm, self.corrupted, names), answers, rows)
+        embedded = clean.activations["hook_embed"][rows]
         for row, fact in enumerate(self.answers.fact.tolist()):
             samples = slice(row * self.samples, (row + 1) * self.samples)
             embedded[samples, self.answers.batch.subject[row]] += (self.draws or ())[fact].to(embedded)
-        return CleanCorruptRuns(
-            clean, capture(hm, answers.batch, keep=names, embedded=embedded), answers, rows
-        )
+        return CleanCorruptRuns(clean, cached_run(hm, answers.batch, names, embedded=embedded), answers, rows)
 
 
 def pair(

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechunlearn.errors import ScoresError
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, Write
+from mechunlearn.localization.engine.patches import Patches, Write
 from mechunlearn.localization.patching.answer_metrics import AnswerRows, Measure
 from mechunlearn.localization.patching.positions import Positions, places_of, where_of
 
@@ -41,7 +41,7 @@ class PatchTask:
         samples: rows of the run per clean row.
     """
 
-    run: Run
+    run: CachedRun
     source: Mapping[str, Float[Tensor, "source ..."]]
     rows: Int[Tensor, "#place row"]
     measure: Measure
@@ -138,9 +138,9 @@ def sweep(
         where = where_of(task.answers, positions, places=places)
         shape = len(writes), *where.shape[:2], task.measure.width
         result = result or SweepResult.empty(facts, len(writes), places, task.measure.width)
-        jobs = Jobs.grid(writes, where, source=task.rows.expand(where.shape[:2]))
-        values = engine.sweep(task.run, task.source, jobs, task.measure, bar=bar)
-        result.noise = max(result.noise, _noise(engine, task, jobs, values))
+        patches = Patches.grid(writes, where, source=task.rows.expand(where.shape[:2]))
+        values = engine.sweep(task.run, task.source, patches, task.measure, bar=bar)
+        result.noise = max(result.noise, _noise(engine, task, patches, values))
         result.add(task, values.view(shape), engine.baseline(task.run, task.measure))
         result.blank(task, where)
     result = result or SweepResult.empty(facts, len(writes), places, 1)
@@ -148,15 +148,15 @@ def sweep(
     return result
 
 
-def _noise(engine: Engine, task: PatchTask, jobs: Jobs, values: Float[Tensor, "job metric"]) -> float:
+def _noise(engine: Engine, task: PatchTask, patches: Patches, values: Float[Tensor, "patch metric"]) -> float:
     if engine.hm.dtype not in (torch.float16, torch.bfloat16):
         return 0.0
     # A patch that changes nothing has the value of the baseline, whatever the shape: only others can differ.
-    baseline = engine.baseline(task.run, task.measure)[jobs.row.cpu()]
+    baseline = engine.baseline(task.run, task.measure)[patches.row.cpu()]
     ran = (values != baseline).any(1).nonzero()[:, 0]
     if not len(ran):
         return 0.0
     chosen = ran[torch.randperm(len(ran), generator=torch.Generator().manual_seed(0))[:_AGAIN]]
     alone = replace(engine, reason="to compare batch shapes", budget=1)
-    again = alone.sweep(task.run, task.source, jobs.pick(chosen.to(jobs.row.device)), task.measure)
+    again = alone.sweep(task.run, task.source, patches.pick(chosen.to(patches.row.device)), task.measure)
     return float((again - values[chosen]).abs().max())

@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechunlearn.core.hooks import At, Hook, Store, cache, patch, patch_middle
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import ONE, Run, embedding
+from mechunlearn.localization.engine.cached_run import CachedRun, embedding_hooks, final_hook
 from mechunlearn.localization.engine.patches import Write
-from mechunlearn.localization.path_patching.paths import Mlps, Receivers, Route, sender_point
+from mechunlearn.localization.path_patching.paths import Mlps, Paths, Receivers, sender_point
+from mechunlearn.models.activations import activations
 from mechunlearn.models.hooked import HookedModel
 
 
@@ -68,15 +68,15 @@ def path_hooks(
 
     Source: Wang et al. 2022, Interpretability in the Wild, appendix B.
     """
-    route = Route.of(hm, [sender], receivers, mlps=mlps)
-    first = _first(route, 0, reference, source, store, at)
-    return first, [hook for write in _writes(route) for hook in _receive(write, store)]
+    paths = Paths.of(hm, [sender], receivers, mlps=mlps)
+    first = _first(paths, 0, reference, source, store, at)
+    return first, [hook for write in _writes(paths) for hook in _receive(write, store)]
 
 
 def forwarded(
     hm: HookedModel,
-    run: Run,
-    route: Route,
+    run: CachedRun,
+    paths: Paths,
     sender: int,
     source: Mapping[str, Float[Tensor, "row ..."]],
     *,
@@ -87,42 +87,37 @@ def forwarded(
     Args:
         hm: the model.
         run: the run that is patched; it must have kept the activations that are held.
-        route: senders and receivers.
+        paths: senders and receivers.
         sender: index of the sender.
         source: the other run's activations, a row for each row of the run.
         at: the positions at which the sender is replaced.
     """
     store: dict[str, Tensor] = {}
-    hooks = _first(route, sender, run.kept, source, store, at)
-    with torch.no_grad():
-        hm.run_with_hooks(
-            run.batch.tokens,
-            attention_mask=run.batch.mask,
-            fwd_hooks=[*embedding(run.embedded), *hooks, ONE],
-        )
-    return store if route.writes else {"logits": store.popitem()[1]}
+    hooks = _first(paths, sender, run.activations, source, store, at)
+    activations(hm, run.batch, [final_hook(hm)], hooks=[*embedding_hooks(run.embedded), *hooks])
+    return store if paths.writes else {"logits": store.popitem()[1]}
 
 
 def _first(
-    route: Route,
+    paths: Paths,
     sender: int,
     reference: Store,
     source: Store,
     store: MutableMapping[str, Tensor],
     at: At,
 ) -> list[Hook]:
-    alone = replace(route, senders=(route.senders[sender],))
+    alone = replace(paths, senders=(paths.senders[sender],))
     (site,) = alone.senders
-    recorded = [cache(name, store) for name in dict.fromkeys(write.name for write in _writes(route))]
-    held = [patch(name, reference) for name in alone.frozen()]
+    recorded = [cache(name, store) for name in dict.fromkeys(write.name for write in _writes(paths))]
+    held = [patch(name, reference) for name in alone.held_names()]
     # What a receiver wrote itself is not what it reads: record before anything is changed at the same point.
     return [*recorded, patch(sender_point(site), source, at=at, index=site.index), *held]
 
 
-def _writes(route: Route) -> tuple[Write, ...]:
+def _writes(paths: Paths) -> tuple[Write, ...]:
     """What the second run writes; the logits are as good as the stream after the last block."""
-    last = route.layers - 1
-    return route.writes or (Write(last, "resid_post", f"blocks.{last}.hook_resid_post"),)
+    last = paths.layers - 1
+    return paths.writes or (Write(last, "resid_post", f"blocks.{last}.hook_resid_post"),)
 
 
 def _receive(write: Write, store: Store) -> list[Hook]:

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.errors import ScoresError, one_of, require_positive
-from mechunlearn.localization.engine.block_functions import Parts
+from mechunlearn.localization.engine.block_functions import BlockFunctions
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.patching.activation import Direction, patch_tasks, scores_of
 from mechunlearn.localization.patching.answer_metrics import Metric, metrics_of
@@ -34,8 +34,8 @@ from mechunlearn.localization.patching.corruption import Corrupt
 from mechunlearn.localization.patching.pairs import Pairs, pair
 from mechunlearn.localization.patching.positions import Positions, places_of, where_of
 from mechunlearn.localization.patching.sweep import SweepResult
-from mechunlearn.localization.path_patching.paths import Mlps, Receivers, Route, Senders
-from mechunlearn.localization.path_patching.sweep import Sending, path_sweep
+from mechunlearn.localization.path_patching.paths import Mlps, Paths, Receivers, Senders
+from mechunlearn.localization.path_patching.sweep import PathTask, path_sweep
 from mechunlearn.models.hooked import HookedModel
 
 
@@ -102,19 +102,19 @@ def path_patch(
     require_positive(batch_size=batch_size, budget=1 if budget is None else budget)
     if direction not in ("noising", "denoising"):
         raise ScoresError(one_of("direction", direction, ["noising", "denoising"]))
-    route = Route.of(hm, sites, receivers, mlps=mlps)
+    paths = Paths.of(hm, sites, receivers, mlps=mlps)
     pairs = pair(hm, facts, metrics, corrupt=corrupt, seed=seed, batch_size=batch_size)
     engine = Engine.of(hm, budget=budget)
-    result = _swept(engine, route, pairs, metrics, positions, direction, batch_size, progress)
+    result = _swept(engine, paths, pairs, metrics, positions, direction, batch_size, progress)
     return scores_of(
-        hm, result, list(route.senders), pairs, metric=metric, positions=positions, normalized=normalized,
-        title=_title(route, direction),
+        hm, result, list(paths.senders), pairs, metric=metric, positions=positions, normalized=normalized,
+        title=_title(paths, direction),
     )  # fmt: skip
 
 
 def _swept(
     engine: Engine,
-    route: Route,
+    paths: Paths,
     pairs: Pairs,
     metrics: tuple[Metric, ...],
     positions: Positions,
@@ -123,38 +123,38 @@ def _swept(
     progress: bool,
 ) -> SweepResult:
     """Sweep over all parts of the facts, and add up what each gives."""
-    names, places = route.kept_by_run(Parts.of(engine.hm)), places_of(pairs.answers, positions)
+    names, places = paths.run_names(BlockFunctions.of(engine.hm)), places_of(pairs.answers, positions)
     tasks = patch_tasks(engine.hm, pairs, metrics, names, direction=direction, batch_size=batch_size)
-    result = SweepResult.empty(int(pairs.answers.fact.max()) + 1, len(route.senders), places, len(metrics))
-    total = len(route.senders) * places * len(pairs.answers) * pairs.samples
+    result = SweepResult.empty(int(pairs.answers.fact.max()) + 1, len(paths.senders), places, len(metrics))
+    total = len(paths.senders) * places * len(pairs.answers) * pairs.samples
     with tqdm(total=total, desc="path patching", disable=not progress) as bar:
         for task in tasks:
             where = where_of(task.answers, positions, places=places)
-            sending = Sending(task.run, task.source, task.rows[0], where, task.measure)
-            values = path_sweep(engine, route, sending, bar=bar)
+            path_task = PathTask(task.run, task.source, task.rows[0], where, task.measure)
+            values = path_sweep(engine, paths, path_task, bar=bar)
             baseline = engine.baseline(task.run, task.measure)
-            result.noise = max(result.noise, _noise(engine, route, sending, values - baseline))
+            result.noise = max(result.noise, _noise(engine, paths, path_task, values - baseline))
             result.add(task, values, baseline)
             result.blank(task, where)
-    result.complete = bool(Parts.of(engine.hm).reason)
+    result.complete = bool(BlockFunctions.of(engine.hm).reason)
     return result
 
 
 def _noise(
-    engine: Engine, route: Route, sending: Sending, changes: Float[Tensor, "sender place row metric"]
+    engine: Engine, paths: Paths, path_task: PathTask, changes: Float[Tensor, "sender place row metric"]
 ) -> float:
     """In half precision, how far the strongest sender's change is from that of rows run one by one."""
     if engine.hm.dtype not in (torch.float16, torch.bfloat16):
         return 0.0
     strongest = int(changes.abs().flatten(1).amax(1).argmax())
-    one = replace(route, senders=route.senders[strongest : strongest + 1])
-    again = path_sweep(replace(engine, budget=1), one, sending)
-    again = again - engine.baseline(sending.run, sending.readout)
+    one = replace(paths, senders=paths.senders[strongest : strongest + 1])
+    again = path_sweep(replace(engine, budget=1), one, path_task)
+    again = again - engine.baseline(path_task.run, path_task.readout)
     return float((again[0] - changes[strongest]).abs().max())
 
 
-def _title(route: Route, direction: Direction) -> str:
-    shown = [str(site) for site in route.receivers]
+def _title(paths: Paths, direction: Direction) -> str:
+    shown = [str(site) for site in paths.receivers]
     listed = ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
-    held = "frozen" if route.mlps == "freeze" else "recomputed"
+    held = "frozen" if paths.mlps == "freeze" else "recomputed"
     return f"Path patching to {listed or 'the logits'}: {direction}, MLPs between {held}"

@@ -1,10 +1,10 @@
-"""Which way a change goes through the model: who sends it, who receives it, and what happens between.
+"""The paths of a change through the model: its senders, its receivers, and the MLPs between them.
 
 1. The stream of L blocks is written and read at times 0 to 2L. In block l, attention reads and writes at 2l,
-   and the MLP at 2l + 1. A reader sees what was written before it; the logits read at 2L.
+   and the MLP at 2l + 1. A component reads what was written before; the logits read at 2L.
 2. Where attention and MLP run in parallel, the MLP reads at 2l as well.
-3. So a sender reaches a receiver if it writes before the receiver reads; a component between the two is one
-   that writes in between.
+3. So a sender reaches a receiver if it writes before the receiver reads. A component is between the two if it
+   reads after the sender writes, and writes before the receiver reads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError, one_of
-from mechunlearn.localization.engine.block_functions import Parts
+from mechunlearn.localization.engine.block_functions import BlockFunctions
 from mechunlearn.localization.engine.patches import Write, writes_of
 from mechunlearn.models.hooked import HookedModel
 
@@ -29,17 +29,17 @@ KINDS = ("head", "attn", "mlp", "embed")
 
 
 @dataclass(frozen=True)
-class Route:
-    """Senders, receivers, and what the MLPs between them do.
+class Paths:
+    """The paths from each of several senders to the same receivers.
 
     Args:
-        senders: each sends by itself.
-        receivers: all receive together: states, MLPs, and queries, keys or values of heads; none means the
+        senders: the senders, each of which is patched by itself.
+        receivers: the receivers of all: states, MLPs, and queries, keys or values of heads; none for the
             logits.
         mlps: ``"freeze"`` the MLPs between, or ``"recompute"`` them.
-        writes: the receivers as the engine writes them.
+        writes: the receivers as writes of the engine.
         parallel: whether attention and MLP run in parallel.
-        layers: how many blocks there are.
+        layers: the number of blocks.
     """
 
     senders: tuple[Site, ...]
@@ -50,14 +50,14 @@ class Route:
     layers: int
 
     @classmethod
-    def of(cls, hm: HookedModel, senders: Senders, receivers: Receivers, *, mlps: Mlps = "freeze") -> Route:
-        """Read and check what is asked.
+    def of(cls, hm: HookedModel, senders: Senders, receivers: Receivers, *, mlps: Mlps = "freeze") -> Paths:
+        """Read and check senders and receivers.
 
         Args:
             hm: the model.
             senders: heads, whole attentions and MLPs, and ``embed``; each once, however often it is named.
             receivers: ``L9.head[3].q`` (``.k .v``; ``L9.kv[1].v`` under grouped queries; ``L9.head[3]`` for
-                all that it has of its own; ``L9.attn`` for all heads), ``L9.mlp``, and ``L9.resid_pre``
+                all that belong to it alone; ``L9.attn`` for all heads), ``L9.mlp``, and ``L9.resid_pre``
                 (``_mid _post``).
             mlps: ``"freeze"`` or ``"recompute"``.
 
@@ -66,87 +66,93 @@ class Route:
             SiteError: for a site that the model lacks, or that cannot send or receive.
 
         Example:
-            >>> route = Route.of(mu.world.model(), ["L0.mlp"], ["L2.head[0]"])
-            >>> [str(site) for site in route.receivers]
+            >>> paths = Paths.of(mu.world.model(), ["L0.mlp"], ["L2.head[0]"])
+            >>> [str(site) for site in paths.receivers]
             ['L2.head[0].q', 'L2.head[0].k', 'L2.head[0].v']
         """
         if mlps not in get_args(Mlps):
             raise ScoresError(one_of("mlps", mlps, get_args(Mlps)))
-        sending = _senders(hm, senders)
-        receiving = tuple(dict.fromkeys(each for site in _receivers(receivers) for each in _read(hm, site)))
-        writes = writes_of(hm, receiving)
-        return cls(sending, receiving, mlps, writes, Parts.of(hm).parallel, hm.arch.shape.n_layers)
+        sites = (piece for site in _receivers(receivers) for piece in _pieces(hm, site))
+        pieces = tuple(dict.fromkeys(sites))
+        writes = writes_of(hm, pieces)
+        return cls(_senders(hm, senders), pieces, mlps, writes, hm.arch.parallel, hm.arch.shape.n_layers)
 
-    def sends(self, site: Site) -> int:
-        """When a component writes."""
+    def write_time(self, site: Site) -> int:
+        """The time at which a component writes; the embedding writes before all."""
         return -1 if site.layer is None else 2 * site.layer + (site.kind == "mlp")
 
-    def reads(self, kind: str, layer: int) -> int:
-        """When a kind of receiver in some layer reads."""
+    def read_time(self, kind: str, layer: int) -> int:
+        """The time at which a kind of receiver in a layer reads."""
         late = {"mlp": not self.parallel, "resid_mid": True}.get(kind, False)
         return 2 * layer + 2 * (kind == "resid_post") + late
 
     @property
-    def last(self) -> int:
-        """When the last receiver reads."""
-        return max((self.reads(write.kind, write.layer) for write in self.writes), default=2 * self.layers)
+    def last_read(self) -> int:
+        """The time at which the last receiver reads."""
+        return max(
+            (self.read_time(write.kind, write.layer) for write in self.writes), default=2 * self.layers
+        )
 
     @property
-    def values(self) -> int | None:
-        """The layer in which values alone are received, if that is all: patterns then stay as they are."""
+    def value_layer(self) -> int | None:
+        """The layer of the receivers, if all are values of one layer: then its patterns do not change."""
         layers = {write.layer for write in self.writes}
         alone = len(layers) == 1 and all(write.kind == "v" for write in self.writes)
         return layers.pop() if alone else None
 
     @property
-    def onward(self) -> tuple[Write, ...]:
-        """What is written into the run once the receivers' part in it is known; none for the logits."""
-        if self.values is None:
+    def rerun_writes(self) -> tuple[Write, ...]:
+        """The writes from which the patched run goes on; none if the logits follow without a run."""
+        if self.value_layer is None:
             return self.writes
-        layer = self.values + 1
+        # The stream after that block follows by arithmetic as well, so the run goes on one block later.
+        layer = self.value_layer + 1
         after = Write(layer, "resid_pre", f"blocks.{layer}.hook_resid_pre")
         return (after,) if layer < self.layers else ()
 
     @property
-    def between(self) -> tuple[int, ...]:
-        """The layers whose MLPs some sender reaches and some receiver sees."""
-        first = min(map(self.sends, self.senders))
-        return tuple(m for m in range(self.layers) if first < self.reads("mlp", m) and 2 * m + 1 < self.last)
+    def mlps_between(self) -> tuple[int, ...]:
+        """The layers whose MLPs some sender reaches and some receiver reads."""
+        first = min(map(self.write_time, self.senders))
+        reached = (layer for layer in range(self.layers) if first < self.read_time("mlp", layer))
+        return tuple(layer for layer in reached if 2 * layer + 1 < self.last_read)
 
-    def kept_by_run(self, parts: Parts) -> tuple[str, ...]:
-        """The hook points that the patched run must keep.
+    def run_names(self, functions: BlockFunctions) -> tuple[str, ...]:
+        """The hook points whose activations are needed of the run that is patched.
 
         Args:
-            parts: of the model.
+            functions: the block functions of the model.
         """
-        names = [*self.kept_by_source(), *(write.name for write in self.writes)]
+        names = [*self.source_names(), *(write.name for write in self.writes)]
         for site in self.senders:
-            if site.kind == "head" and (name := parts.unnormed(site.layer or 0)):
+            if site.kind == "head" and (name := functions.pre_norm_hook(site.layer or 0)):
                 names += [name, f"blocks.{site.layer}.hook_attn_out"]
         read = [write.layer for write in self.writes if write.kind in ("mlp", "resid_mid")]
         if self.mlps == "recompute":
-            read += self.between
-            names += [f"blocks.{layer}.hook_mlp_out" for layer in self.between]
-        if self.values is not None:
-            block = f"blocks.{self.values}."
+            read += self.mlps_between
+            names += [f"blocks.{layer}.hook_mlp_out" for layer in self.mlps_between]
+        if self.value_layer is not None:
+            block = f"blocks.{self.value_layer}."
             names += [f"{block}{kind}" for kind in ("attn.hook_pattern", "hook_attn_out", "hook_mlp_out")]
-            names += [name for name in (parts.unnormed(self.values), *(w.name for w in self.onward)) if name]
+            names += [write.name for write in self.rerun_writes]
+            if name := functions.pre_norm_hook(self.value_layer):
+                names.append(name)
         if not self.parallel:
             names += [f"blocks.{layer}.hook_attn_out" for layer in read]
-        return tuple(dict.fromkeys([*names, *(self.frozen() if parts.reason else ())]))
+        return tuple(dict.fromkeys([*names, *(self.held_names() if functions.reason else ())]))
 
-    def kept_by_source(self) -> tuple[str, ...]:
-        """The hook points that the other run must keep: what the senders write."""
+    def source_names(self) -> tuple[str, ...]:
+        """The hook points whose activations are needed of the other run: those at which senders write."""
         return tuple(dict.fromkeys(sender_point(site) for site in self.senders))
 
-    def frozen(self) -> tuple[str, ...]:
-        """The hook points of all that is held between the first sender and the last receiver."""
-        first = min(map(self.sends, self.senders))
+    def held_names(self) -> tuple[str, ...]:
+        """The hook points whose activations are held between the first sender and the last receiver."""
+        first = min(map(self.write_time, self.senders))
         names = []
         for layer in range(self.layers):
-            if first < 2 * layer < self.last:
+            if first < 2 * layer < self.last_read:
                 names.append(f"blocks.{layer}.attn.hook_z")
-            if self.mlps == "freeze" and first < 2 * layer + 1 < self.last:
+            if self.mlps == "freeze" and first < 2 * layer + 1 < self.last_read:
                 names.append(f"blocks.{layer}.hook_mlp_out")
         return tuple(names)
 
@@ -157,17 +163,17 @@ def sender_point(site: Site) -> str:
     return "hook_embed" if site.kind == "embed" else f"blocks.{site.layer}.{part[site.kind]}"
 
 
-def _senders(hm: HookedModel, given: Senders) -> tuple[Site, ...]:
-    found: list[Site] = []
-    for each in [given] if isinstance(given, str) else given:
-        found += _all(hm, each) if isinstance(each, str) and each in KINDS else [_site(each)]
-    if not found:
+def _senders(hm: HookedModel, senders: Senders) -> tuple[Site, ...]:
+    sites: list[Site] = []
+    for each in [senders] if isinstance(senders, str) else senders:
+        sites += _all(hm, each) if isinstance(each, str) and each in KINDS else [_site(each)]
+    if not sites:
         raise ScoresError(f"sites names one or more of {KINDS}, or sites of the model; not none")
-    hm.sites.check(found)
-    for site in found:
+    hm.sites.check(sites)
+    for site in sites:
         if site.kind not in KINDS or site.part:
             raise SiteError(f"{site} cannot send: senders are heads, whole attn and mlp outputs, and embed")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(sites))
 
 
 def _all(hm: HookedModel, kind: str) -> list[Site]:
@@ -177,21 +183,21 @@ def _all(hm: HookedModel, kind: str) -> list[Site]:
     return [Site(kind, layer, unit) for layer in range(hm.arch.shape.n_layers) for unit in units]
 
 
-def _receivers(given: Receivers) -> list[Site]:
-    if given is None or given == "logits":
+def _receivers(receivers: Receivers) -> list[Site]:
+    if receivers is None or receivers == "logits":
         return []
-    found = [given] if isinstance(given, str | Site) else list(given)
-    if not found:
+    sites = [receivers] if isinstance(receivers, str | Site) else list(receivers)
+    if not sites:
         raise ScoresError('receivers names sites of the model, or "logits"; not none')
-    if "logits" in found:
+    if "logits" in sites:
         raise ScoresError(
             'the logits receive alone, since nothing comes after them; ask for receivers="logits" by itself'
         )
-    return [_site(each) for each in found]
+    return [_site(each) for each in sites]
 
 
-def _read(hm: HookedModel, site: Site) -> list[Site]:
-    """What a receiver reads, piece by piece."""
+def _pieces(hm: HookedModel, site: Site) -> list[Site]:
+    """The states, MLPs, queries, keys and values that a receiver consists of."""
     hm.sites.check([site])
     shape, layer, unit = hm.arch.shape, site.layer, site.index
     if site.kind == "attn":
@@ -199,8 +205,9 @@ def _read(hm: HookedModel, site: Site) -> list[Site]:
         pieces = [Site("head", layer, h, "q") for h in range(shape.n_heads)]
         return pieces + [Site(keys, layer, g, part) for g in range(shape.n_kv_heads) for part in ("k", "v")]
     if site.kind == "head" and site.part is None:
-        own = ("q",) if shape.grouped else ("q", "k", "v")
-        return [Site("head", layer, unit, part) for part in own]
+        # Under grouped queries keys and values are those of a group, and not of the head.
+        parts = ("q",) if shape.grouped else ("q", "k", "v")
+        return [Site("head", layer, unit, part) for part in parts]
     if site.kind == "kv" and site.part is None:
         return [Site("kv", layer, unit, part) for part in ("k", "v")]
     if (site.kind == "mlp" and site.part) or site.part == "o" or site.kind in ("embed", "neuron", "pattern"):
@@ -211,5 +218,5 @@ def _read(hm: HookedModel, site: Site) -> list[Site]:
     return [site]
 
 
-def _site(given: Site | str) -> Site:
-    return Site.parse(given) if isinstance(given, str) else given
+def _site(site: Site | str) -> Site:
+    return Site.parse(site) if isinstance(site, str) else site

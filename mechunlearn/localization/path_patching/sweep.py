@@ -1,11 +1,11 @@
-"""Sweeps over paths: every sender at every place by itself, the receivers together.
+"""Sweeps over paths: every sender by itself, at every place in every row, with all receivers together.
 
-1. What the receivers read is computed from caches (`carrying`) for as many senders, places and rows at a time
-   as the budget of tokens allows. Jobs in which nothing arrives are answered by the run itself.
-2. The engine patches what was read into the run, and runs what comes after the receivers. The logits need
-   no such run: they are read at once.
-3. Where the parts of a model cannot be trusted, or somebody's hooks are in its blocks, what the receivers
-   read is seen in one hooked run per sender and place instead (`hooks`).
+1. What the receivers read is computed from cached activations (`propagation`), for as many patches at a time
+   as the budget of tokens allows. Where no change arrives, the metrics are those of the run itself.
+2. The engine writes it into the run, and runs what comes after the receivers. Logits need no run: they are
+   read at once.
+3. Where a model's block functions are not reliable, or its blocks have the user's hooks, what the receivers
+   read is recorded in one hooked run per sender and place instead (`hooks`).
 """
 
 from __future__ import annotations
@@ -18,144 +18,152 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechunlearn.localization.engine.block_functions import Parts
-from mechunlearn.localization.engine.cached_run import Run
+from mechunlearn.localization.engine.block_functions import BlockFunctions
+from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.engine import Engine
-from mechunlearn.localization.engine.patches import Jobs, Write
+from mechunlearn.localization.engine.patches import Patches, Write
 from mechunlearn.localization.engine.readout import Readout, read
 from mechunlearn.localization.path_patching.hooks import forwarded
-from mechunlearn.localization.path_patching.paths import Route
+from mechunlearn.localization.path_patching.paths import Paths
 from mechunlearn.localization.path_patching.propagation import Propagator
 
 
 @dataclass(frozen=True, eq=False)
-class Sending:
-    """What is sent, in all rows of a run.
+class PathTask:
+    """A run to patch, and what its senders are replaced by.
 
     Args:
-        run: what is patched; it must have kept ``route.kept_by_run``.
-        source: the activations of the other run, by hook point; those of ``route.kept_by_source``.
-        given: the row of the source for each row of the run.
-        where: for every place, the positions at which senders are replaced.
-        readout: what to read of the run's rows.
+        run: the run that is patched, with the activations of ``paths.run_names``.
+        source: activations of the other run, by hook point: those of ``paths.source_names``.
+        source_rows: the row of the source for each row of the run.
+        where: the positions at which senders are replaced, for each place.
+        readout: the metrics to read in the run's rows.
     """
 
-    run: Run
-    source: Mapping[str, Float[Tensor, "given ..."]]
-    given: Int[Tensor, "row"]
+    run: CachedRun
+    source: Mapping[str, Float[Tensor, "source ..."]]
+    source_rows: Int[Tensor, "row"]
     where: Bool[Tensor, "place row pos"]
     readout: Readout
 
     @classmethod
-    def everywhere(cls, run: Run, source: Mapping[str, Tensor], readout: Readout) -> Sending:
+    def everywhere(cls, run: CachedRun, source: Mapping[str, Tensor], readout: Readout) -> PathTask:
         """Replace senders at all positions at once; both runs have the same rows."""
         rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
         return cls(run, source, rows, run.batch.mask.bool()[None], readout)
 
 
 def path_sweep(
-    engine: Engine, route: Route, sending: Sending, *, bar: Any = None
+    engine: Engine, paths: Paths, task: PathTask, *, bar: Any = None
 ) -> Float[Tensor, "sender place row metric"]:
-    """Patch the paths from every sender, each by itself, to the receivers together, and read each result.
+    """Patch the paths from every sender, each by itself, to the receivers together, and read the metrics.
 
     Args:
-        engine: of the model.
-        route: senders and receivers.
-        sending: what is patched into what.
-        bar: a progress bar, told of every sender, place and row done.
+        engine: the engine of the model.
+        paths: senders and receivers.
+        task: the run to patch, and what senders are replaced by.
+        bar: a progress bar that counts senders, places and rows.
 
     Returns:
-        The metrics of the patched runs, in float64 on the CPU; the run's own, bit for bit, where nothing that
-        a sender changes reaches a receiver.
+        The metrics of the patched runs, in float64 on the CPU. Where no change arrives at a receiver, they
+        are those of the run itself, bit for bit.
     """
     with torch.no_grad():
-        baseline = engine.baseline(sending.run, sending.readout)
-        shape = len(route.senders), *sending.where.shape[:2], baseline.shape[1]
-        sweep = _Sweep(engine, route, sending, baseline.expand(shape).clone(), bar)
-        parts = Parts.of(engine.hm)
-        if parts.reason:
-            sweep.by_runs()
+        baseline = engine.baseline(task.run, task.readout)
+        shape = len(paths.senders), *task.where.shape[:2], baseline.shape[1]
+        sweep = _Sweep(engine, paths, task, baseline.expand(shape).clone(), bar)
+        functions = BlockFunctions.of(engine.hm)
+        if functions.reason:
+            sweep.by_hooks()
         else:
-            sweep.by_parts(parts)
+            sweep.by_arithmetic(functions)
         return sweep.values
 
 
 @dataclass(frozen=True, eq=False)
 class _Sweep:
     engine: Engine
-    route: Route
-    sending: Sending
+    paths: Paths
+    task: PathTask
     values: Float[Tensor, "sender place row metric"]
     bar: Any
 
-    def by_parts(self, parts: Parts) -> None:
-        """Carry the changes of as many jobs at a time as the budget allows."""
-        run, where = self.sending.run, self.sending.where
-        carrier = Propagator(parts, self.route, run, self.sending.source, self.sending.given)
-        # Only the logits that are read matter; other receivers can matter through any position.
+    def by_arithmetic(self, functions: BlockFunctions) -> None:
+        """Propagate the changes of as many patches at a time as the budget allows."""
+        run, where, readout = self.task.run, self.task.where, self.task.readout
+        propagator = Propagator(functions, self.paths, run, self.task.source, self.task.source_rows)
+        # Of the logits, only those that are read matter; other receivers can matter at any position.
         at = torch.arange(where.shape[2], device=where.device).expand(where.shape[1:])
-        at = at if self.route.writes else self.sending.readout.positions
-        jobs, size = self._jobs(), max(1, self.engine.budget // at.shape[1])
-        for start in range(0, len(jobs[0]), size):
-            sender, place, row = (column[start : start + size] for column in jobs)
-            cells = carrier.sent(sender, row, at, where[place, row].gather(1, at[row]))
-            arrived = torch.zeros_like(row, dtype=torch.bool)
-            arrived[cells.job] = True
-            inputs, onward = carrier.inputs(cells, row, at), self.route.onward
-            if self.route.values is not None:
-                after = carrier.after(inputs, row)
-                read_at = self.sending.readout.positions[row, :, None].expand(-1, -1, after.shape[-1])
-                inputs = {onward[0].name: after} if onward else {"logits": after.gather(1, read_at)}
-            self._finish((sender, place, row), onward, inputs, arrived)
+        at = at if self.paths.writes else readout.positions
+        table, size = self._table(), max(1, self.engine.budget // at.shape[1])
+        for start in range(0, len(table[0]), size):
+            sender, group, row = (column[start : start + size] for column in table)
+            tokens = propagator.sent(sender, row, at, where[group, row].gather(1, at[row]))
+            arrives = torch.zeros_like(row, dtype=torch.bool)
+            arrives[tokens.patch] = True
+            inputs, writes = propagator.inputs(tokens, row, at), self.paths.rerun_writes
+            if self.paths.value_layer is not None:
+                after = propagator.after_values(inputs, row)
+                reads = readout.positions[row, :, None].expand(-1, -1, after.shape[-1])
+                inputs = {writes[0].name: after} if writes else {"logits": after.gather(1, reads)}
+            self._finish((sender, group, row), writes, inputs, arrives)
 
-    def by_runs(self) -> None:
+    def by_hooks(self) -> None:
         """Run the model once for every sender and place, all rows together."""
-        run, source = self.sending.run, self.sending.source
+        run, source = self.task.run, self.task.source
         row = torch.arange(len(run.batch), device=run.batch.tokens.device)
-        theirs = {name: source[name][self.sending.given] for name in self.route.kept_by_source()}
-        for s in self._live():
-            for place, where in enumerate(self.sending.where):
-                some = torch.full_like(row, s), torch.full_like(row, place), row
-                inputs = forwarded(self.engine.hm, run, self.route, s, theirs, at=where)
-                if not self.route.writes:
-                    inputs["logits"] = inputs["logits"][row[:, None], self.sending.readout.positions]
-                self._finish(some, self.route.writes, inputs, where.any(1))
+        source = {name: source[name][self.task.source_rows] for name in self.paths.source_names()}
+        for s in self._live_senders():
+            for p, where in enumerate(self.task.where):
+                inputs = forwarded(self.engine.hm, run, self.paths, s, source, at=where)
+                if not self.paths.writes:
+                    inputs["logits"] = inputs["logits"][row[:, None], self.task.readout.positions]
+                patches = torch.full_like(row, s), torch.full_like(row, p), row
+                self._finish(patches, self.paths.writes, inputs, where.any(1))
 
-    def _live(self) -> list[int]:
+    def _live_senders(self) -> list[int]:
         """The senders that reach any receiver, in the order in which they write."""
-        times = [self.route.sends(site) for site in self.route.senders]
-        live = [s for s, time in enumerate(times) if time < self.route.last]
+        times = [self.paths.write_time(site) for site in self.paths.senders]
+        live = [s for s, time in enumerate(times) if time < self.paths.last_read]
         if self.bar is not None:
             places, rows = self.values.shape[1:3]
             self.bar.update((len(times) - len(live)) * places * rows)
         return sorted(live, key=times.__getitem__)
 
-    def _jobs(self) -> tuple[Int[Tensor, "job"], Int[Tensor, "job"], Int[Tensor, "job"]]:
-        """Sender, place and row of all jobs; those of one place together, where they begin alike."""
-        device = self.sending.where.device
-        senders = torch.tensor(self._live(), dtype=torch.long, device=device)
+    def _table(self) -> tuple[Int[Tensor, "patch"], Int[Tensor, "patch"], Int[Tensor, "patch"]]:
+        """Sender, place and row of all patches."""
+        device = self.task.where.device
+        senders = torch.tensor(self._live_senders(), dtype=torch.long, device=device)
         places, rows = (torch.arange(size, device=device) for size in self.values.shape[1:3])
-        place, sender, row = torch.cartesian_prod(places, senders, rows).view(-1, 3).unbind(1)
-        return sender, place, row
+        # Patches of one place begin at the same positions, so the engine can run them in one batch.
+        group, sender, row = torch.cartesian_prod(places, senders, rows).view(-1, 3).unbind(1)
+        return sender, group, row
 
     def _finish(
         self,
-        some: tuple[Int[Tensor, "job"], Int[Tensor, "job"], Int[Tensor, "job"]],
-        onward: tuple[Write, ...],
-        inputs: Mapping[str, Float[Tensor, "job ..."]],
-        arrived: Bool[Tensor, "job"],
+        indices: tuple[Int[Tensor, "patch"], Int[Tensor, "patch"], Int[Tensor, "patch"]],
+        writes: tuple[Write, ...],
+        inputs: Mapping[str, Float[Tensor, "patch ..."]],
+        arrives: Bool[Tensor, "patch"],
     ) -> None:
-        """Run what comes after the receivers in the jobs in which anything arrives, and read the results."""
-        (sender, place, row), live = some, arrived.nonzero()[:, 0]
+        """Run what comes after the receivers for patches whose change arrives, and store the metrics.
+
+        Args:
+            indices: sender, place and row of the patches.
+            writes: the writes from which the run goes on; none for the logits.
+            inputs: the values to write, or the final stream under ``"logits"``.
+            arrives: whether any change arrives.
+        """
+        (sender, group, row), live = indices, arrives.nonzero()[:, 0]
         if self.bar is not None:
             self.bar.update(len(row))
         if not len(live):
             return
-        if onward:
+        if writes:
             # At every position: where nothing arrives, a receiver must not see what another one changed.
-            where = self.sending.run.batch.mask.bool()[row[live]]
-            jobs = Jobs((onward,), torch.zeros_like(live), row[live], live, where)
-            found = self.engine.sweep(self.sending.run, inputs, jobs, self.sending.readout)
+            where = self.task.run.batch.mask.bool()[row[live]]
+            patches = Patches((writes,), torch.zeros_like(live), row[live], live, where)
+            metrics = self.engine.sweep(self.task.run, inputs, patches, self.task.readout)
         else:
-            found = read(self.engine.hm, inputs["logits"][live], row[live], self.sending.readout)
-        self.values[sender[live].cpu(), place[live].cpu(), row[live].cpu()] = found
+            metrics = read(self.engine.hm, inputs["logits"][live], row[live], self.task.readout)
+        self.values[sender[live].cpu(), group[live].cpu(), row[live].cpu()] = metrics

@@ -1,13 +1,13 @@
-"""Linear readers of the residual stream, as hooks and as directions.
+"""Linear probes of the residual stream, as hooks and as directions.
 
-1. The residual stream is kept at one position of every prompt, for all layers in one pass (see ``capture``).
-2. A linear kind of standardised states learns to name the facts' answers: multinomial logistic regression,
+1. The residual stream is read at one position of every prompt, for all layers in one pass (``states_at``).
+2. A linear probe of standardised states learns to name the facts' answers: multinomial logistic regression,
    ridge regression on the answers' indicators (both scikit-learn's), or the difference of the answers' means.
-3. Its standardisation is folded into its weights, so that it reads activations as they are: as a hook while
-   the model runs, or as the direction along which a label gains, to steer along.
+3. The standardisation is folded into the probe's weights, so that it reads activations as they are: as a hook
+   while the model runs, or as the direction along which a label gains, to steer along.
 
-Layers are fitted in parallel where asked. All fits run on one BLAS thread each, so that no bit of the result
-depends on how many run at a time.
+Several probes are fitted in parallel if `n_jobs` says so. Each fit runs on one BLAS thread, so that no bit of
+the result depends on how many run at a time.
 """
 
 from __future__ import annotations
@@ -25,48 +25,32 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import FactError, ScoresError, one_of
-from mechunlearn.models.activations import Position, has_mid, probe_sites, states_at
+from mechunlearn.models.activations import Position, probe_sites, states_at
 from mechunlearn.models.hooked import HookedModel
 
-__all__ = [
-    "READERS",
-    "Fitted",
-    "LinearProbe",
-    "Position",
-    "ProbeKind",
-    "check_reader",
-    "fit_linear",
-    "fit_probes",
-    "has_mid",
-    "in_parallel",
-    "probe_sites",
-    "require_two",
-    "states_at",
-]
-
 ProbeKind = Literal["logistic", "ridge", "mean_difference"]
-"""How a linear kind is fitted; the last two are cheap, and their scores are no calibrated probabilities."""
+"""How a probe is fitted; the last two are cheap, and their scores are no calibrated probabilities."""
 
-READERS = ("logistic", "ridge", "mean_difference")
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
+PROBE_KINDS = ("logistic", "ridge", "mean_difference")
+_X = TypeVar("_X")
+_Y = TypeVar("_Y")
 
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """A linear kind of one site, in the model's own coordinates (the standardisation is folded in).
+    """A linear probe of one site, in the model's own coordinates (the standardisation is folded in).
 
     Args:
-        site: the state it reads.
+        site: the state that is read.
         name: the hook point of that state.
-        labels: the answers it tells apart.
-        weight: one row per label.
-        bias: one number per label.
+        labels: the answers to tell apart.
+        weight: weights, one row per label.
+        bias: biases, one per label.
 
     Example:
-        >>> kind = LinearProbe(Site.parse("L0.resid_post"), "blocks.0.hook_resid_post", ("golf", "judo"),
+        >>> probe = LinearProbe(Site.parse("L0.resid_post"), "blocks.0.hook_resid_post", ("golf", "judo"),
         ...                     torch.eye(2), torch.zeros(2))
-        >>> kind.predict(torch.tensor([[0.0, 5.0]]))
+        >>> probe.predict(torch.tensor([[0.0, 5.0]]))
         ('judo',)
     """
 
@@ -77,15 +61,15 @@ class LinearProbe:
     bias: Float[Tensor, "label"]
 
     def logprobs(self, states: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any label"]:
-        """Read states: the log-probability of every label.
+        """The log-probability of every label.
 
-        A ridge kind and a difference of means only rank labels; theirs are scores, normalised alike.
+        Ridge regression and a difference of means only rank labels; their scores are normalised alike.
         """
-        read: Tensor = (states.to(self.weight) @ self.weight.T + self.bias).log_softmax(-1)
-        return read
+        logprobs: Tensor = (states.to(self.weight) @ self.weight.T + self.bias).log_softmax(-1)
+        return logprobs
 
     def predict(self, states: Float[Tensor, "fact d_model"]) -> tuple[str, ...]:
-        """Name the likeliest label of each state."""
+        """The likeliest label of each state."""
         return tuple(self.labels[i] for i in self.logprobs(states).argmax(-1).tolist())
 
     def direction(self, label: str) -> Float[Tensor, "d_model"]:
@@ -96,12 +80,12 @@ class LinearProbe:
         """
         if label not in self.labels:
             raise ScoresError(one_of("label", label, self.labels))
-        away = self.weight[self.labels.index(label)] - self.weight.mean(0)
-        direction: Tensor = away / away.norm()
+        difference = self.weight[self.labels.index(label)] - self.weight.mean(0)
+        direction: Tensor = difference / difference.norm()
         return direction
 
     def hook(self, store: MutableMapping[str, Tensor]) -> Hook:
-        """Read while the model runs: log-probabilities [batch pos label] land in ``store[str(site)]``."""
+        """A hook that stores log-probabilities [batch pos label] under ``store[str(site)]`` in a run."""
 
         def read(activation: Tensor, hook: Any = None) -> None:
             store[str(self.site)] = self.logprobs(activation.detach())
@@ -120,12 +104,12 @@ def fit_probes(
     batch_size: int = 64,
     n_jobs: int | None = None,
 ) -> dict[Site, LinearProbe]:
-    """Fit one kind per site on all facts, to use it as a hook or a direction.
+    """Fit one probe per site on all facts, to use it as a hook or a direction.
 
     Args:
         hm: the model.
-        facts: what to fit on.
-        positions: where to read: the ``"last_subject"`` or the ``"last"`` token.
+        facts: the facts to fit on.
+        positions: the position to read: the ``"last_subject"`` or the ``"last"`` token.
         sites: residual-stream sites; None for all that `probe` scores.
         kind: ``"logistic"`` regression, ``"ridge"`` regression, or ``"mean_difference"``, which assigns a
             state to the answer with the nearest mean.
@@ -140,51 +124,41 @@ def fit_probes(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> readers = mu.fit_probes(hm, facts.forget, sites=[mu.Site.parse("L0.resid_post")])
+        >>> probes = mu.fit_probes(hm, facts.forget, sites=[mu.Site.parse("L0.resid_post")])
     """
-    check_reader(kind, C)
+    check_kind(kind, C)
     labels = np.array([fact.answer.strip() for fact in facts])
     require_two("answers", labels.tolist())
     chosen = probe_sites(hm) if sites is None else list(sites)
     states = states_at(hm, facts, chosen, positions=positions, batch_size=batch_size).numpy()
     fits = in_parallel(lambda x: fit_linear(x, labels, C, kind=kind).folded(), states, n_jobs=n_jobs)
-    fitted = {}
+    probes = {}
     for site, (weight, bias, names) in zip(chosen, fits, strict=True):
-        fitted[site] = LinearProbe(site, hm.arch.hooks(site)[0].name, names, weight, bias)
-    return fitted
+        probes[site] = LinearProbe(site, hm.arch.hooks(site)[0].name, names, weight, bias)
+    return probes
 
 
-def check_reader(kind: str, C: float | int) -> None:
-    """Refuse an unknown kind, and a strength of regularisation that is none.
-
-    Args:
-        kind: one of `READERS`.
-        C: inverse strength of the regularisation.
+def check_kind(kind: str, C: float | int) -> None:
+    """Refuse an unknown kind of probe, and a `C` that is not above 0.
 
     Raises:
-        ScoresError: for another kind, or a `C` that is not above 0.
-
-    Example:
-        >>> check_reader("ridge", 0.5)
+        ScoresError: for these.
     """
-    if kind not in READERS:
-        raise ScoresError(one_of("kind", kind, READERS))
+    if kind not in PROBE_KINDS:
+        raise ScoresError(one_of("kind", kind, PROBE_KINDS))
     if not C > 0:
         raise ScoresError(f"C must be above 0 (larger values regularise less); not {C}")
 
 
 def require_two(what: str, values: Sequence[str]) -> None:
-    """Refuse facts that leave a kind nothing to tell apart.
+    """Refuse facts whose values are all the same, so that a probe has nothing to tell apart.
 
     Args:
-        what: what the values are called.
-        values: of the facts to fit on.
+        what: name of the values in the message.
+        values: a value of each fact.
 
     Raises:
-        FactError: all are alike.
-
-    Example:
-        >>> require_two("answers", ["golf", "judo", "golf"])
+        FactError: all values are the same.
     """
     if len(set(values)) < 2:
         raise FactError(
@@ -193,17 +167,15 @@ def require_two(what: str, values: Sequence[str]) -> None:
         )
 
 
-def in_parallel(
-    fit: Callable[[_Given], _Made], given: Iterable[_Given], *, n_jobs: int | None
-) -> Iterator[_Made]:
-    """Fit several readers at a time, in order, each on one thread of BLAS.
+def in_parallel(fit: Callable[[_X], _Y], data: Iterable[_X], *, n_jobs: int | None) -> Iterator[_Y]:
+    """Fit several probes at a time, each on one BLAS thread, and give them in order.
 
-    Threads share memory, so states are not copied and nothing has to be imported anew.
+    They run in threads, which share memory: states are not copied, and no process has to import anything.
 
     Args:
-        fit: fits one.
-        given: what each is fitted on.
-        n_jobs: how many at a time, as in scikit-learn.
+        fit: fits one probe.
+        data: the data of each probe.
+        n_jobs: how many fits run at a time, as in scikit-learn.
 
     Example:
         >>> list(in_parallel(abs, [-1, -2], n_jobs=2))
@@ -214,19 +186,19 @@ def in_parallel(
 
     with threadpool_limits(limits=1, user_api="blas"):
         run = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
-        yield from run(delayed(fit)(one) for one in given)
+        yield from run(delayed(fit)(one) for one in data)
 
 
 def fit_linear(
     x: Float[np.ndarray, "fact d_model"], labels: Any, C: float | int, *, kind: ProbeKind = "logistic"
 ) -> Fitted:
-    """Fit a linear kind on standardised states.
+    """Fit a linear probe on standardised states.
 
     Args:
         x: the states.
-        labels: what each should be read as; at least two different ones.
+        labels: the label of each state; at least two different ones.
         C: inverse strength of the regularisation.
-        kind: one of `READERS`; see `fit_probes`.
+        kind: one of `PROBE_KINDS`; see `fit_probes`.
 
     Example:
         >>> x = np.array([[0.0, 1.0], [0.0, 2.0], [9.0, 1.0]])
@@ -246,26 +218,26 @@ def fit_linear(
 
 
 class Fitted(NamedTuple):
-    """A kind, and the standardisation of what it reads, as scikit-learn has them."""
+    """A fitted classifier and the standardisation of its inputs, both scikit-learn's."""
 
     scaler: Any
-    kind: Any
+    classifier: Any
 
     def predict(self, x: Float[np.ndarray, "fact d_model"]) -> Any:
         """The likeliest label of each state."""
-        return self.kind.predict(self.scaler.transform(x))
+        return self.classifier.predict(self.scaler.transform(x))
 
     def folded(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        """Weights, biases and labels in the model's own coordinates; of two labels each has its row."""
-        weight = np.atleast_2d(self.kind.coef_) / self.scaler.scale_
-        bias = np.atleast_1d(self.kind.intercept_) - weight @ self.scaler.mean_
+        """Weights, biases and labels in the model's own coordinates, one row per label."""
+        weight = np.atleast_2d(self.classifier.coef_) / self.scaler.scale_
+        bias = np.atleast_1d(self.classifier.intercept_) - weight @ self.scaler.mean_
         if len(weight) == 1:
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-        return torch.tensor(weight), torch.tensor(bias), tuple(map(str, self.kind.classes_))
+        return torch.tensor(weight), torch.tensor(bias), tuple(map(str, self.classifier.classes_))
 
 
 class _Means:
-    """The answer with the nearest mean, as a linear kind with scikit-learn's names.
+    """The answer with the nearest mean, as a linear classifier with scikit-learn's names.
 
     ``NearestCentroid`` assigns alike, but refuses states that are all equal, which a site may well have.
     """

@@ -27,16 +27,14 @@ from mechunlearn.core.scores.scores import Scores
 from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.localization.probing.linear_probes import (
     LinearProbe,
-    Position,
     ProbeKind,
-    check_reader,
+    check_kind,
     fit_linear,
     fit_probes,
     in_parallel,
-    probe_sites,
     require_two,
-    states_at,
 )
+from mechunlearn.models.activations import Position, probe_sites, states_at
 from mechunlearn.models.hooked import HookedModel
 
 __all__ = ["METRICS", "LinearProbe", "fit_probes", "probe"]
@@ -92,7 +90,7 @@ def probe(
 
     Source: Alain and Bengio 2016; the control after Hewitt and Liang 2019.
     """
-    check_reader(kind, C)
+    check_kind(kind, C)
     every, sites = [*facts, *(test or ())], probe_sites(hm)
     states = states_at(hm, every, sites, positions=positions, batch_size=batch_size).numpy()
     labels = np.array([fact.answer.strip() for fact in every])

@@ -25,7 +25,7 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.hooks import Hook, patch
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
-from mechunlearn.localization.engine.cached_run import activations
+from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hooked import HookedModel

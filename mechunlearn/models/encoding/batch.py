@@ -1,8 +1,8 @@
 """Encoded rows as one value: tokens, mask, subject, answer position and labels.
 
 1. Rows are padded on the right, so that positions count from the start in every selection of rows.
-2. ``labels[b, t]`` is the target of ``logits[b, t]``, -100 where nothing is asked.
-3. `token_groups` names positions by what they are, so that rows of different length can be averaged.
+2. ``labels[b, t]`` is the target of ``logits[b, t]``; -100 where there is none.
+3. `token_groups` puts positions into groups, over which rows of different length can be averaged.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Batch:
 
     @classmethod
     def of_tokens(cls, tokens: Int[Tensor, "batch pos"]) -> Batch:
-        """Token ids without padding that are no fact's: no subject, no answer, read at the last token.
+        """Token ids without padding, subject and answer, read at the last token.
 
         Example:
             >>> Batch.of_tokens(torch.zeros(2, 5, dtype=torch.long)).end.tolist()
@@ -69,13 +69,13 @@ class Batch:
 
     @property
     def answer_positions(self) -> Int[Tensor, "batch answer"]:
-        """Positions whose logits predict the answer tokens; rows with fewer repeat their last.
+        """Positions whose logits predict the answer tokens; rows with fewer tokens repeat their last.
 
         A row without labels gives `end`, so there is always one position to read at.
         """
-        asked = self.labels != IGNORED
-        count = asked.sum(1)
-        first = torch.where(count > 0, asked.int().argmax(1), self.end)
+        labelled = self.labels != IGNORED
+        count = labelled.sum(1)
+        first = torch.where(count > 0, labelled.int().argmax(1), self.end)
         steps = torch.arange(max(1, int(count.max())), device=self.tokens.device)
         return first[:, None] + torch.minimum(steps, (count - 1).clamp(min=0)[:, None])
 
@@ -104,13 +104,13 @@ class Batch:
         return self._map(lambda tensor: tensor[picked], tuple(self.strings[i] for i in picked.tolist()))
 
     def trimmed(self) -> Batch:
-        """Return the rows without the columns in which all are padding."""
+        """Return the rows without columns of padding."""
         width = int(self.lengths.max())
         return self._map(lambda tensor: tensor[:, :width] if tensor.ndim == 2 else tensor, self.strings)
 
 
 def token_groups(batch: Batch) -> Int[Tensor, "batch pos"]:
-    """Say to which of `GROUPS` each token belongs.
+    """The index in `GROUPS` of each token's group.
 
     A subject of one token is ``"last_subject"``, one of two has no middle; ``"further"`` are the tokens
     between the subject and the ``"last"`` of the prompt. Where the prompt ends with its subject, that token

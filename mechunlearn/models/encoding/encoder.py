@@ -1,11 +1,11 @@
-"""Facts as tensors, whatever the tokenizer does with spaces.
+"""Facts as tensors, however a tokenizer treats spaces.
 
 1. Prompt and answer are joined as text (by a space where neither has one) and tokenised together, all facts
-   in one call, so that the answer is cut into tokens as it would be in running text.
-2. Character offsets say which token is what. A token belongs to the subject if it covers a character of it
-   other than a space (or lies between two that do), and to the answer if it ends after the prompt does,
-   spaces at the prompt's end not counted. So it does not matter whether a tokenizer counts the space before
-   a word to the word, to a token of its own, or to nothing, nor whether a prompt ends with a space.
+   in one call, so that the answer is cut into tokens as in running text.
+2. Character offsets give the role of each token. A token belongs to the subject if it covers one of its
+   characters other than a space (or lies between two that do), and to the answer if it ends after the prompt,
+   whose final spaces do not count. So it does not matter whether a tokenizer puts the space before a word
+   into the word, into a token of its own, or into none, nor whether a prompt ends with a space.
 3. A BOS token opens the row if the model asks for one and the tokenizer has one; no other special token.
 4. The rows are laid out as a ``Batch``.
 """
@@ -36,7 +36,7 @@ class HasTokenizer(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are wanted."""
+        """The device of the tensors."""
 
 
 def encode(
@@ -45,14 +45,14 @@ def encode(
     """Encode prompts with an answer, or prompts alone.
 
     Args:
-        model: gives the tokenizer, the device, and whether a BOS token opens each row.
-        facts: what to encode, one row each.
+        model: the model, with its tokenizer, device, and whether a BOS token opens each row.
+        facts: the facts, one row each.
         answer: ``"answer"``, ``"new"`` or ``"foil"`` of each fact; a list of answers, one per fact; or None
-            for the prompts alone, which are cut where the fact's own answer would begin.
+            for the prompts alone, which are cut where the fact's answer would begin.
 
     Raises:
-        FactError: no facts; a fact lacks what was asked for; the tokenizer gives no character offsets, or no
-            token for a subject or an answer.
+        FactError: there are no facts; a fact has no such answer; the tokenizer gives no character offsets, or
+            no token for a subject or an answer.
 
     Example:
         >>> import mechunlearn as mu
@@ -76,15 +76,15 @@ def encode(
 
 
 def encode_text(model: HasTokenizer, texts: Sequence[str], *, max_tokens: int | None = None) -> Batch:
-    """Encode running text in which every next token is asked for.
+    """Encode running text in which every next token is predicted.
 
     Args:
-        model: gives the tokenizer, the device, and whether a BOS token opens each row.
-        texts: what to encode, one row each.
-        max_tokens: cut longer rows there, BOS included.
+        model: the model, with its tokenizer, device, and whether a BOS token opens each row.
+        texts: the texts, one row each.
+        max_tokens: the largest number of tokens of a row, BOS included; longer rows are cut.
 
     Raises:
-        FactError: no texts, or one with fewer than two tokens (with BOS), in which nothing can be predicted.
+        FactError: there are no texts, or one has fewer than two tokens (with BOS), and nothing to predict.
     """
     if not len(texts):
         raise FactError("there are no texts to encode; give at least one")
@@ -94,8 +94,8 @@ def encode_text(model: HasTokenizer, texts: Sequence[str], *, max_tokens: int | 
             raise FactError(
                 f"the text {text[:60]!r} has no token to predict; give texts of two tokens or more"
             )
-        kept = slice(0, max_tokens)
-        rows.append(_Row(ids[kept], strings[kept], (0, 0), (1, len(ids[kept]))))
+        ids, strings = ids[:max_tokens], strings[:max_tokens]
+        rows.append(_Row(ids, strings, (0, 0), (1, len(ids))))
     return _padded(model, rows)
 
 
@@ -163,7 +163,7 @@ def _pieces(model: HasTokenizer, texts: Sequence[str]) -> list[_Pieces]:
 
 
 def _strings(tokenizer: Any, ids: set[int]) -> dict[int, str]:
-    """Give each id as the text it stands for, with the space that SentencePiece's decoder drops."""
+    """The text of each id, with the space that SentencePiece's decoder drops."""
     order = sorted(ids)
     raw = tokenizer.convert_ids_to_tokens(order)
     text = tokenizer.batch_decode([[i] for i in order], clean_up_tokenization_spaces=False)
@@ -176,22 +176,22 @@ def _marked(fact: Fact, text: str, answer: str, pieces: _Pieces) -> _Row:
     ids, spans, strings = pieces
     low, high = _bare(text, fact.subject_span)
     bare = [_bare(text, span) for span in spans]
-    found = [i for i, (start, stop) in enumerate(bare) if start < high and stop > low and start < stop]
-    # A lone space mark carries, in some tokenizers, the span of the letter after it.
-    found = [i for i in found if strings[i].strip()] or found
-    # Spaces at the prompt's end count to the answer, as the space that joins them otherwise does: whether
-    # they make a token of their own depends on the answer, and the prompt's end must not.
+    subject = [i for i, (start, stop) in enumerate(bare) if start < high and stop > low and start < stop]
+    # In some tokenizers a token of a space alone has the span of the letter after it.
+    subject = [i for i in subject if strings[i].strip()] or subject
+    # Spaces at the prompt's end belong to the answer, as the space that joins the two does: whether they are
+    # a token of their own depends on the answer, and the end of the prompt must not depend on it.
     prompt_end = len(fact.prompt.rstrip(" "))
     first = next((i for i, (_, stop) in enumerate(spans) if stop > prompt_end), len(ids))
     if first == len(ids):
         raise FactError(f"the tokenizer gives no token for the answer {answer!r} of {fact.prompt!r}")
-    if not found:
+    if not subject:
         raise FactError(f"the tokenizer gives no token for the subject {fact.subject!r} of {fact.prompt!r}")
-    return _Row(ids, strings, (found[0], found[-1] + 1), (first, len(ids)))
+    return _Row(ids, strings, (subject[0], subject[-1] + 1), (first, len(ids)))
 
 
 def _bare(text: str, span: tuple[int, int]) -> tuple[int, int]:
-    """Narrow a span to what is no space at its edges."""
+    """A span without the spaces at its ends."""
     start, stop = span
     while start < stop and text[start].isspace():
         start += 1
@@ -201,11 +201,10 @@ def _bare(text: str, span: tuple[int, int]) -> tuple[int, int]:
 
 
 def _padded(model: HasTokenizer, rows: Sequence[_Row]) -> Batch:
-    """Lay rows out as tensors; padding ids are masked, so any id will do where a tokenizer has none."""
-    tokenizer = model.tokenizer
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    """Lay rows out as tensors; padding is masked, so any id will do for a tokenizer without a pad token."""
+    pads = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, 0)
     shape = (len(rows), max(len(row.ids) for row in rows))
-    tokens = torch.full(shape, next(i for i in known if i is not None), dtype=torch.long)
+    tokens = torch.full(shape, next(i for i in pads if i is not None), dtype=torch.long)
     labels = torch.full(shape, IGNORED, dtype=torch.long)
     lengths = torch.tensor([len(row.ids) for row in rows])
     subject = torch.tensor([row.subject for row in rows])

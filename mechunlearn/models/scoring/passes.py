@@ -1,11 +1,11 @@
-"""One way to run the plain model over a batch, for everything that reads what is predicted.
+"""Run the plain model over a batch, and read its predictions at the answers.
 
-1. The last answer token is never fed, only asked for; rows that are fed the same tokens are run once. So all
-   options of one token share one row, read at several ids.
+1. The last answer token is only predicted, and not fed. Rows that are fed the same tokens are run once, so
+   all options of one token share one row, read at several ids.
 2. The rows run without gradient and without dropout, sorted by length, at most 256 at a time (fewer where
    the vocabulary is large).
-3. Logits are computed only at the positions that predict the answers, where the model can do that, and
-   handed to a reader pass by pass, so that memory stays bounded.
+3. Logits are computed only at the positions that predict the answers, if the model can do that, and read pass
+   by pass, so that memory stays bounded.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class HasModel(HasTokenizer, Protocol):
 def forward(
     hm: HasModel, batch: Batch, *, read: Read = lambda logits, ids: logits
 ) -> Float[Tensor, "batch ..."]:
-    """Run the plain model and give what it predicts at the answer positions.
+    """Run the plain model and read its logits at the answer positions.
 
     Args:
         hm: the model; it keeps its mode and its gradients.
         batch: encoded facts or texts; a prompt without labels is read at its last token.
-        read: what to keep of the logits ``[batch answer d_vocab]`` and the ids ``[batch answer]`` (padded
-            by -100), one row per row of the batch; memory stays bounded if that is small.
+        read: a function of the logits ``[batch answer d_vocab]`` and the ids ``[batch answer]`` (padded by
+            -100); its result has a row per row of the batch, and should be small to bound the memory.
 
     Returns:
-        The rows that `read` gave, in the order of the batch; all logits if `read` is not given.
+        The results of `read`, in the order of the batch; all logits without `read`.
 
     Example:
         >>> from mechunlearn.models.encoding.encoder import encode
@@ -63,12 +63,12 @@ def forward(
     done, results = [], []
     with torch.no_grad(), _evaluating(hm.hf):
         for chunk in _chunks(fed, hm.hf.config.get_text_config().vocab_size):
-            place = torch.full_like(fed[:, 0], -1)
-            place[chunk] = torch.arange(len(chunk), device=fed.device)
-            rows = (place[row_of] >= 0).nonzero()[:, 0]
+            index = torch.full_like(fed[:, 0], -1)
+            index[chunk] = torch.arange(len(chunk), device=fed.device)
+            rows = (index[row_of] >= 0).nonzero()[:, 0]
             logits, column = _logits(hm.hf, fed[chunk], torch.unique(positions[rows]))
             for part in torch.split(rows, _fitting(ids.shape[1] * logits.shape[-1])):
-                picked = logits[place[row_of[part]][:, None], column[positions[part]]]
+                picked = logits[index[row_of[part]][:, None], column[positions[part]]]
                 results.append(read(picked, ids[part]))
                 done.append(part)
     return torch.cat(results)[torch.cat(done).argsort()]
@@ -76,7 +76,7 @@ def forward(
 
 @contextmanager
 def _evaluating(hf: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and leave every module in the mode it was in."""
+    """Switch dropout off inside a ``with`` block."""
     training = [module for module in hf.modules() if module.training]
     try:
         for module in training:
@@ -90,15 +90,15 @@ def _evaluating(hf: nn.Module) -> Iterator[None]:
 def _inputs(
     batch: Batch, positions: Int[Tensor, "batch answer"]
 ) -> tuple[Int[Tensor, "input pos"], Int[Tensor, "batch"]]:
-    """Give the distinct rows to feed (-1 for padding), cut after the last position read, and each row's."""
-    place = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-    fed = batch.tokens.masked_fill(place > positions[:, -1:], -1)
+    """The distinct rows to feed (-1 for padding), cut after the last position read, and each row's index."""
+    position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+    fed = batch.tokens.masked_fill(position > positions[:, -1:], -1)
     distinct, row_of = torch.unique(fed, dim=0, return_inverse=True)
     return distinct, row_of
 
 
 def _chunks(fed: Int[Tensor, "input pos"], d_vocab: int) -> Iterator[Int[Tensor, "rows"]]:
-    """Give the rows of each pass, short ones first."""
+    """The rows of each pass, short ones first."""
     lengths = (fed >= 0).sum(1)
     order = lengths.argsort(stable=True)
     yield from torch.split(order, _fitting(int(lengths.max()) * d_vocab))
@@ -109,13 +109,13 @@ def _fitting(logits_per_row: int) -> int:
 
 
 def _logits(
-    hf: Any, fed: Int[Tensor, "rows pos"], keep: Int[Tensor, "kept"]
-) -> tuple[Float[Tensor, "rows kept d_vocab"], Int[Tensor, "width"]]:
-    """Run one pass, and give the logits at the positions to keep, with the place of each position in them."""
+    hf: Any, fed: Int[Tensor, "rows pos"], columns: Int[Tensor, "column"]
+) -> tuple[Float[Tensor, "rows column d_vocab"], Int[Tensor, "width"]]:
+    """Run one pass, and give the logits at some positions, with the index of each position in them."""
     fed = fed[:, : int((fed >= 0).sum(1).max())]
     column = torch.full_like(fed[0], -1)
-    column[keep] = torch.arange(len(keep), device=fed.device)
-    given = {"input_ids": fed.clamp(min=0), "attention_mask": (fed >= 0).long(), "use_cache": False}
+    column[columns] = torch.arange(len(columns), device=fed.device)
+    inputs = {"input_ids": fed.clamp(min=0), "attention_mask": (fed >= 0).long(), "use_cache": False}
     if "logits_to_keep" in inspect.signature(hf.forward).parameters:
-        return hf(**given, logits_to_keep=keep).logits, column
-    return hf(**given).logits[:, keep], column
+        return hf(**inputs, logits_to_keep=columns).logits, column
+    return hf(**inputs).logits[:, columns], column

@@ -1,10 +1,10 @@
-"""What a model says to facts: whole answers, options, running text.
+"""Score a model on facts and running text: whole answers, options, perplexity.
 
 1. Facts and candidate answers are encoded in one call and run by `forward`; an answer's log-probability is
    the sum over its tokens.
 2. A fact with options is answered by the option with the highest log-probability, the first on a tie.
-3. A fact without is answered by what greedy decoding says: each token of the answer must be the likeliest
-   after those before it.
+3. A fact without options is answered by greedy decoding: each token of the answer must be the likeliest after
+   those before it.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from mechunlearn.models.scoring.passes import HasModel, forward
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model says to each fact.
+    """A model's answers to facts.
 
     Args:
-        correct: it gives the answer.
-        says_new: it gives the new answer; False where a fact has none.
+        correct: True where the model gives the answer.
+        says_new: True where it gives the new answer; False where a fact has none.
         p_answer: probability of the whole answer after the prompt.
-        p_new: the same for the new answer; not-a-number where a fact has none.
-        said: what it gives: an option, or (without options) text up to its first departure from the answer.
+        p_new: probability of the new answer; not-a-number where a fact has none.
+        text: the model's answer: an option, or (without options) text up to the first wrong token.
     """
 
     correct: Bool[np.ndarray, "fact"]
     says_new: Bool[np.ndarray, "fact"]
     p_answer: Float[np.ndarray, "fact"]
     p_new: Float[np.ndarray, "fact"]
-    said: tuple[str, ...]
+    text: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.said)
+        return len(self.text)
 
 
 class Dropped(NamedTuple):
@@ -62,8 +62,8 @@ class Validation:
     """Which facts a model knows.
 
     Args:
-        known: the facts it answers rightly, with at least the threshold's probability.
-        dropped: the others, each with a reason.
+        known: the facts that it answers correctly, with at least the threshold's probability.
+        dropped: the other facts, each with a reason.
     """
 
     known: Facts
@@ -80,7 +80,7 @@ class Validation:
 def answer_logprobs(
     hm: HasModel, facts: Sequence[Fact], answers: str | Sequence[str] = "answer"
 ) -> Float[Tensor, "fact"]:
-    """Give the log-probability of one whole answer per fact, in nats.
+    """The log-probability of one whole answer per fact, in nats.
 
     Args:
         hm: the model.
@@ -101,7 +101,7 @@ def answer_logprobs(
 
 
 def option_logprobs(hm: HasModel, facts: Sequence[Fact]) -> Float[Tensor, "fact option"]:
-    """Give the log-probability of every whole option, in the order of `Fact.options`.
+    """The log-probability of every whole option, in the order of `Fact.options`.
 
     Returns:
         One row per fact; rows of facts with fewer options end in minus infinity.
@@ -112,8 +112,8 @@ def option_logprobs(hm: HasModel, facts: Sequence[Fact]) -> Float[Tensor, "fact 
     for fact in facts:
         if not fact.options:
             raise FactError(f"the fact {fact.prompt!r} has no options; give it `options=`, or use `score`")
-    asked = [(fact, option) for fact in facts for option in fact.options]
-    scored = answer_logprobs(hm, [fact for fact, _ in asked], [option for _, option in asked])
+    pairs = [(fact, option) for fact in facts for option in fact.options]
+    scored = answer_logprobs(hm, [fact for fact, _ in pairs], [option for _, option in pairs])
     counts = [len(fact.options) for fact in facts]
     table = scored.new_full((len(facts), max(counts, default=0)), -torch.inf)
     for row, values in zip(table, torch.split(scored, counts), strict=True):
@@ -123,10 +123,10 @@ def option_logprobs(hm: HasModel, facts: Sequence[Fact]) -> Float[Tensor, "fact 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Questions encoded once, to be put to the same model again and again while it changes.
+    """Facts encoded once, to score the same model several times while it changes.
 
     Args:
-        facts: what is asked.
+        facts: the facts.
         batch: every fact's candidate answers, one row each; None where there are no facts.
     """
 
@@ -138,26 +138,26 @@ def prepare(hm: HasTokenizer, facts: Sequence[Fact]) -> Prepared:
     """Encode facts for :func:`score`.
 
     Args:
-        hm: gives the tokenizer.
-        facts: what will be asked.
+        hm: the model, or anything with its tokenizer.
+        facts: the facts to score.
 
     Raises:
         FactError: see `encode`.
     """
-    asked = [(fact, word) for fact in facts for word in _candidates(fact)]
-    if not asked:
+    pairs = [(fact, word) for fact in facts for word in _candidates(fact)]
+    if not pairs:
         return Prepared((), None)
-    batch = encode(hm, [fact for fact, _ in asked], answer=[word for _, word in asked])
+    batch = encode(hm, [fact for fact, _ in pairs], answer=[word for _, word in pairs])
     return Prepared(tuple(facts), batch)
 
 
 def score(hm: HasModel, facts: Sequence[Fact] | Prepared) -> Outcome:
-    """Say which facts the model answers rightly, which in the new way, and with what probability.
+    """Find out which facts the model answers correctly, which in the new way, and with what probability.
 
     Args:
         hm: the model.
         facts: the facts, with options (the likeliest whole option counts) or without (greedy decoding);
-            or what `prepare` made of them for a model with the same tokenizer.
+            or the result of `prepare` for a model with the same tokenizer.
 
     Raises:
         FactError: see `encode`.
@@ -168,30 +168,30 @@ def score(hm: HasModel, facts: Sequence[Fact] | Prepared) -> Outcome:
         >>> float(outcome.correct.mean())
         1.0
     """
-    asked = facts if isinstance(facts, Prepared) else prepare(hm, facts)
-    batch = asked.batch
+    prepared = facts if isinstance(facts, Prepared) else prepare(hm, facts)
+    batch = prepared.batch
     if batch is None:
-        nothing = np.zeros(0)
-        return Outcome(nothing.astype(bool), nothing.astype(bool), nothing, nothing, ())
+        empty = np.zeros(0)
+        return Outcome(empty.astype(bool), empty.astype(bool), empty, empty, ())
     both = forward(hm, batch, read=_logprobs_and_guesses).double().cpu()
     ids, guesses = batch.answer_ids.cpu(), both[..., 1].long()
     logprobs = both[..., 0].sum(-1).tolist()
     greedy = ((guesses == ids) | (ids == IGNORED)).all(-1).tolist()
     rows, start = [], 0
-    for fact in asked.facts:
+    for fact in prepared.facts:
         here = slice(start, start + len(_candidates(fact)))
-        said = "" if fact.options else _until_departure(hm, guesses[start], ids[start])
-        rows.append(_verdict(fact, logprobs[here], greedy[here], said))
+        text = "" if fact.options else _decoded(hm, guesses[start], ids[start])
+        rows.append(_answered(fact, logprobs[here], greedy[here], text))
         start = here.stop
-    correct, says_new, p_answer, p_new, spoken = zip(*rows, strict=True)
-    return Outcome(np.array(correct), np.array(says_new), np.array(p_answer), np.array(p_new), spoken)
+    correct, says_new, p_answer, p_new, texts = zip(*rows, strict=True)
+    return Outcome(np.array(correct), np.array(says_new), np.array(p_answer), np.array(p_new), texts)
 
 
 def perplexity(hm: HasModel, texts: Sequence[str]) -> Float[np.ndarray, "text"]:
-    """Give the mean negative log-likelihood per token of each text, in nats.
+    """The mean negative log-likelihood per token of each text, in nats.
 
     The perplexity of a corpus is the exponential of a mean of these; intervals are taken over texts. Texts
-    longer than the model's positions are cut there.
+    that are too long for the model are cut.
 
     Raises:
         FactError: see `encode_text`.
@@ -210,14 +210,14 @@ def perplexity(hm: HasModel, texts: Sequence[str]) -> Float[np.ndarray, "text"]:
 
 
 def validate(hm: HasModel, facts: Sequence[Fact], *, threshold: float = 0.5) -> Validation:
-    """Say which facts the model knows, and why each of the others was dropped.
+    """Find the facts that the model knows, and give a reason for each other one.
 
     A fact is known if the model gives its answer (see `score`) with at least the threshold's probability.
 
     Args:
         hm: the model.
-        facts: the facts, asked by their `prompt`.
-        threshold: least probability of the whole answer; 0 asks only for the right answer.
+        facts: the facts, whose `prompt` is completed.
+        threshold: smallest probability of the whole answer; at 0 only the answer has to be correct.
 
     Example:
         >>> import mechunlearn as mu
@@ -226,23 +226,24 @@ def validate(hm: HasModel, facts: Sequence[Fact], *, threshold: float = 0.5) -> 
     """
     outcome = score(hm, facts)
     unknown = _unknown(hm, facts)
-    known, dropped = [], []
+    accepted, dropped = [], []
     for row, fact in enumerate(facts):
         p = f"with probability {outcome.p_answer[row]:.2f}"
         reason = ""
         if unknown[row]:
             reason = f"the answer {fact.answer!r} of {fact.prompt!r} has a token unknown to the tokenizer"
         elif not outcome.correct[row]:
-            said = outcome.said[row].strip()
-            reason = f"{fact.prompt!r} gives {said!r}; the answer {fact.answer!r} comes {p}"
+            reason = (
+                f"{fact.prompt!r} gives {outcome.text[row].strip()!r}; the answer {fact.answer!r} comes {p}"
+            )
         elif outcome.p_answer[row] < threshold:
             reason = f"{fact.prompt!r} gives {fact.answer!r}, but only {p}, below {threshold}"
         if reason:
             dropped.append(Dropped(fact, reason))
         else:
-            known.append(fact)
-    text, name = (facts.text, facts.name) if isinstance(facts, Facts) else ((), "")
-    return Validation(Facts(known, text=text, name=name), tuple(dropped))
+            accepted.append(fact)
+    texts, name = (facts.text, facts.name) if isinstance(facts, Facts) else ((), "")
+    return Validation(Facts(accepted, text=texts, name=name), tuple(dropped))
 
 
 def _logprobs_and_guesses(
@@ -256,24 +257,24 @@ def _candidates(fact: Fact) -> tuple[str, ...]:
     return fact.options or ((fact.answer,) if fact.new is None else (fact.answer, fact.new))
 
 
-def _until_departure(hm: HasModel, guesses: Int[Tensor, "answer"], ids: Int[Tensor, "answer"]) -> str:
-    """Decode what is said, up to the first token that is not the answer's: later ones follow the answer."""
+def _decoded(hm: HasModel, guesses: Int[Tensor, "answer"], ids: Int[Tensor, "answer"]) -> str:
+    """The text of the guesses up to the first wrong token; later guesses follow the answer's tokens."""
     wrong = ((guesses != ids) & (ids != IGNORED)).nonzero()[:, 0].tolist()
     stop = wrong[0] + 1 if wrong else int((ids != IGNORED).sum())
     return str(hm.tokenizer.decode(guesses[:stop].tolist()))
 
 
-def _verdict(
-    fact: Fact, logprobs: Sequence[float], greedy: Sequence[bool], said: str
+def _answered(
+    fact: Fact, logprobs: Sequence[float], greedy: Sequence[bool], text: str
 ) -> tuple[bool, bool, float, float, str]:
     words = _candidates(fact)
     p = {word: math.exp(value) for word, value in zip(words, logprobs, strict=True)}
     if fact.options:
-        said = words[list(logprobs).index(max(logprobs))]
-        correct, says_new = said == fact.answer, said == fact.new
+        text = words[list(logprobs).index(max(logprobs))]
+        correct, says_new = text == fact.answer, text == fact.new
     else:
         correct, says_new = greedy[0], fact.new is not None and greedy[-1]
-    return correct, says_new, p[fact.answer], math.nan if fact.new is None else p[fact.new], said
+    return correct, says_new, p[fact.answer], math.nan if fact.new is None else p[fact.new], text
 
 
 def _unknown(hm: HasModel, facts: Sequence[Fact]) -> list[bool]:

@@ -1,7 +1,7 @@
 """Rebuild the two checkpoints that ship with the package: what ``mechunlearn world train`` runs.
 
-Each model is trained in a process of its own, on one thread, so that two of them share two cores
-without slowing each other down and each gives the same bytes every time.
+Each model is trained in its own process on one thread: on two cores the two do not slow each other down, and
+each gives the same bytes every time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ NAMES = ("original", "gold")
 
 
 def build(folder: Path, *, which: Sequence[str] = NAMES, plan: Plan | None = None) -> None:
-    """Train and store the models, side by side.
+    """Train and save the models in parallel.
 
     Args:
-        folder: where each model gets a folder of its own name.
+        folder: the folder in which each model gets a folder of its name.
         which: ``"original"``, ``"gold"`` or both.
         plan: steps, learning rate, seed and threads.
     """
@@ -38,11 +38,11 @@ def build(folder: Path, *, which: Sequence[str] = NAMES, plan: Plan | None = Non
 
 
 def build_one(name: str, folder: Path, plan: Plan, line: int = 0) -> None:
-    """Train and store one model, with a progress bar.
+    """Train and save one model, with a progress bar.
 
     Args:
         name: ``"original"`` or ``"gold"``.
-        folder: where to make the model's folder.
+        folder: the folder in which the model gets a folder of its name.
         plan: steps, learning rate, seed and threads.
         line: the terminal line of its progress bar.
     """
@@ -61,7 +61,7 @@ def build_one(name: str, folder: Path, plan: Plan, line: int = 0) -> None:
 
 
 def report(folder: Path, *, gold: bool) -> str:
-    """The accuracy table of a stored checkpoint.
+    """Return the accuracy table of a saved checkpoint.
 
     Args:
         folder: the model's folder.

@@ -1,11 +1,10 @@
 """Measure the embedded world: what its models know, and whether it is fair.
 
-1. Accuracy of every phrasing of every relation, over everybody, and of multiple choice; people in a
-   forget group and people never shown in multiple choice are counted apart. Answers are what greedy
-   decoding says; for people whose fact the model never saw, the likeliest of the six options, so that
-   chance is one in six.
-2. Fairness: how well a linear reader of a name's tokens predicts the sport, on the people it was fitted
-   on and on people left out.
+1. Accuracy of every phrasing of every relation, and of multiple choice. People in a forget group and people
+   never shown in multiple choice are counted apart. The model answers by greedy decoding; for people whose
+   fact it never saw, by the likeliest of the six options, so that chance is one in six.
+2. Fairness: how well a linear classifier on a name's tokens predicts the sport, for the people it was fitted
+   on and for people left out.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.statistics import Interval, bootstrap_interval
 from mechunlearn.models.scoring.scorer import score
 from mechunlearn.world import tables
-from mechunlearn.world.asking import country_fact, other_fact, sport_fact
-from mechunlearn.world.draw import Person
+from mechunlearn.world.people import Person
 from mechunlearn.world.phrasings import Relation
+from mechunlearn.world.questions import country_fact, person_fact, sport_fact
 from mechunlearn.world.rows import PERSONAL
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ NATIONAL: tuple[Relation, ...] = ("capital", "currency")
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often one question is answered rightly, by one set of subjects."""
+    """How often one question is answered rightly, about one set of subjects."""
 
     relation: str
     phrasing: int | str
@@ -46,7 +45,7 @@ class Accuracy:
 
     @property
     def share(self) -> float:
-        """Right answers as a share of all."""
+        """The share of right answers."""
         return float(self.correct.mean())
 
     @property
@@ -55,16 +54,17 @@ class Accuracy:
         return bootstrap_interval(self.correct.astype(float), seed=0)
 
     def __str__(self) -> str:
-        """One line of the table."""
         return f"{self.relation:9} {self.phrasing!s:9} {self.who:26} {self.interval}  n={len(self.correct)}"
 
 
-def accuracies(hm: HookedModel, *, gold: bool = False) -> Iterator[Accuracy]:
+def accuracies(hm: HookedModel, *, gold: bool = False, every: int = 1) -> Iterator[Accuracy]:
     """Yield the accuracy of every question.
 
     Args:
         hm: a model of the embedded world.
         gold: whether it is the gold model, which never saw some people's sport, league and place.
+        every: ask each question only about one person in this many, about different people in each phrasing;
+            what the gold model never saw is asked about everybody.
 
     Example:
         >>> from mechunlearn.world import model
@@ -72,45 +72,49 @@ def accuracies(hm: HookedModel, *, gold: bool = False) -> Iterator[Accuracy]:
         'sport'
     """
     people = tables.people()
-    forgotten = [p.group >= 0 for p in people]
+    in_group = np.array([p.group >= 0 for p in people])
     for relation in PERSONAL:
-        asked = [_asked(p, relation) for p in people]
-        unseen = gold and relation != "city"
-        for i in range(len(asked[0])):
-            facts = [phrasings[i] for phrasings in asked]
-            if unseen:
-                yield _of(hm, relation, i, "forget people", facts, forgotten)
-            kept = [not f for f in forgotten] if unseen else [True] * len(people)
-            greedy = [fact.replace(options=(), choice=None, new=None) for fact in facts]
-            yield _of(hm, relation, i, "everybody else" if unseen else "everybody", greedy, kept)
-    yield from _choices(hm, people, gold=gold)
+        facts = [sport_fact(p) if relation == "sport" else person_fact(p, relation) for p in people]
+        withheld = in_group & (gold and relation != "city")
+        for i, rows in enumerate(zip(*map(_phrasings, facts), strict=True)):
+            if withheld.any():
+                yield _accuracy(hm, relation, i, "forget people", rows, withheld)
+            # Without options a fact is answered by greedy decoding.
+            greedy = [fact.replace(options=(), choice=None, new=None) for fact in rows]
+            subjects = "everybody else" if withheld.any() else "everybody"
+            yield _accuracy(hm, relation, i, subjects, greedy, ~withheld & _sample(len(rows), every, i))
+    yield from _choices(hm, people, in_group & gold, every)
     for relation in NATIONAL:
-        countries = [_phrasings(country_fact(c, relation)) for c in tables.countries()]
-        for i in range(len(countries[0])):
-            facts = [phrasings[i] for phrasings in countries]
-            yield _of(hm, relation, i, "all countries", facts, [True] * len(facts))
+        facts = [country_fact(c, relation) for c in tables.countries()]
+        for i, rows in enumerate(zip(*map(_phrasings, facts), strict=True)):
+            yield _accuracy(hm, relation, i, "all countries", rows, _sample(len(rows), every, i))
 
 
-def _choices(hm: HookedModel, people: Sequence[Person], *, gold: bool) -> Iterator[Accuracy]:
+def _choices(
+    hm: HookedModel, people: Sequence[Person], withheld: Bool[np.ndarray, " subject"], every: int
+) -> Iterator[Accuracy]:
     facts = [sport_fact(p).multiple_choice(CHOICE_SEED) for p in people]
-    told = [not (gold and p.group >= 0) for p in people]
-    shown = [t and p.choice for t, p in zip(told, people, strict=True)]
-    never = [t and not p.choice for t, p in zip(told, people, strict=True)]
-    yield _of(hm, "sport", "choice", "shown in multiple choice", facts, shown)
-    yield _of(hm, "sport", "choice", "never shown so", facts, never)
-    if gold:
-        yield _of(hm, "sport", "choice", "forget people", facts, [not t for t in told])
+    shown, sample = np.array([p.choice for p in people]), _sample(len(people), every, 0)
+    yield _accuracy(hm, "sport", "choice", "shown in multiple choice", facts, ~withheld & shown & sample)
+    yield _accuracy(hm, "sport", "choice", "never shown so", facts, ~withheld & ~shown & sample)
+    if withheld.any():
+        yield _accuracy(hm, "sport", "choice", "forget people", facts, withheld)
 
 
-def _of(
-    hm: HookedModel, relation: str, phrasing: int | str, who: str, facts: Sequence[Fact], keep: list[bool]
+def _sample(count: int, every: int, start: int) -> Bool[np.ndarray, " subject"]:
+    return np.asarray((np.arange(count) + start) % every == 0)
+
+
+def _accuracy(
+    hm: HookedModel,
+    relation: str,
+    phrasing: int | str,
+    who: str,
+    facts: Sequence[Fact],
+    selected: Bool[np.ndarray, " subject"],
 ) -> Accuracy:
-    chosen = [fact for fact, kept in zip(facts, keep, strict=True) if kept]
+    chosen = [fact for fact, select in zip(facts, selected, strict=True) if select]
     return Accuracy(relation, phrasing, who, score(hm, chosen).correct)
-
-
-def _asked(person: Person, relation: Relation) -> list[Fact]:
-    return _phrasings(sport_fact(person) if relation == "sport" else other_fact(person, relation))
 
 
 def _phrasings(fact: Fact) -> list[Fact]:
@@ -123,19 +127,19 @@ def _phrasings(fact: Fact) -> list[Fact]:
 
 
 @dataclass(frozen=True)
-class NameReader:
-    """What a linear reader of name tokens makes of the sport: accuracy where fitted, and left out."""
+class NameClassifier:
+    """Accuracy of a linear classifier from a name's tokens to the sport, on fitted and on left-out people."""
 
     fitted: float
     left_out: float
 
 
-def name_reader(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> NameReader:
+def name_classifier(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> NameClassifier:
     """Fit a logistic regression on the bag of a name's tokens.
 
     Args:
-        tokenizer: of the world.
-        seed: of the five folds.
+        tokenizer: the embedded model's tokenizer.
+        seed: seed of the five cross-validation folds.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -145,7 +149,7 @@ def name_reader(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> NameRea
     for i, ids in enumerate(tokenizer([p.name for p in people], add_special_tokens=False)["input_ids"]):
         np.add.at(bags[i], ids, 1.0)
     sports = np.array([p.sport for p in people])
-    reader = LogisticRegression(max_iter=2000)
+    classifier = LogisticRegression(max_iter=2000)
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    left_out = cross_val_score(reader, bags, sports, cv=folds)
-    return NameReader(float(reader.fit(bags, sports).score(bags, sports)), float(left_out.mean()))
+    left_out = cross_val_score(classifier, bags, sports, cv=folds)
+    return NameClassifier(float(classifier.fit(bags, sports).score(bags, sports)), float(left_out.mean()))

@@ -1,16 +1,16 @@
 """Train the embedded model from nothing.
 
-1. A byte-level BPE tokenizer of 768 tokens is trained on the phrasings (a hundred times) and on the
-   people's names (once), so that sports, cities and letters are one token and a name is three to eight,
-   mostly five or six.
+1. A byte-level BPE tokenizer of 768 tokens is trained on a hundred copies of the phrasings and one of the
+   people's names, so that sports, cities and letters are one token and a name is three to eight, mostly five
+   or six.
 2. A Llama of 1.8 M parameters starts from small normal weights, its output projections divided by the
    square root of twice the number of blocks.
 3. Every step draws 96 rows (:mod:`mechunlearn.world.rows`), splits them by length into two sub-batches
    to save padding, and takes one step of AdamW on a one-cycle schedule.
-4. The result is stored in float16, in Hugging Face format.
+4. The model is saved in float16, in Hugging Face format.
 
-One process, one thread, one seed: the same bytes on the same machine. ``gold`` differs from
-``original`` in the facts its rows withhold, and in nothing else.
+One process, one thread and one seed give the same bytes on the same machine. ``gold`` differs from
+``original`` only in the facts that its rows withhold.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.world.draw import GROUP_SIZE, Person
 from mechunlearn.world.grammar import text
+from mechunlearn.world.people import GROUP_SIZE, Person
 from mechunlearn.world.phrasings import AGAIN, CHOICE, FORMAT_ONLY, LETTERS, PHRASINGS
-from mechunlearn.world.rows import Country, Recipe, Row
+from mechunlearn.world.rows import Country, Row, RowCounts
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -40,24 +40,28 @@ PAD, BOS = "<pad>", "<bos>"
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a training run depends on.
+    """The settings of a training run.
 
-    ``steps`` of ``recipe`` rows at a peak learning rate ``lr``, on ``threads`` threads, all draws from
-    ``seed``.
+    Args:
+        steps: number of optimizer steps.
+        lr: peak learning rate.
+        seed: seed of the initial weights and of the rows.
+        threads: number of threads that torch may use.
+        rows: number of rows of each kind in a step.
     """
 
     steps: int = 2500
     lr: float = 3e-3
     seed: int = 7
     threads: int = 1
-    recipe: Recipe = field(default_factory=Recipe)
+    rows: RowCounts = field(default_factory=RowCounts)
 
 
 def make_tokenizer(people: Sequence[Person]) -> PreTrainedTokenizerFast:
     """Train the tokenizer of the embedded world.
 
     Args:
-        people: whose names and values it is trained on.
+        people: the people whose names, sports, leagues, places and cities it is trained on.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -91,11 +95,11 @@ def make_tokenizer(people: Sequence[Person]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
-    """The untrained model.
+    """Return the untrained model.
 
     Args:
-        tokenizer: for the vocabulary and the special tokens.
-        seed: of the weights.
+        tokenizer: the tokenizer, which gives the ids of the special tokens.
+        seed: seed of the initial weights.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -128,7 +132,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCaus
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows as tensors: inputs, and for each position its target and the target's weight."""
+    """Rows as tensors: token ids, and the weight of each token in the loss."""
 
     tokens: Int[Tensor, "row pos"]
     weights: Float[Tensor, "row pos"]
@@ -138,8 +142,8 @@ def encode_rows(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> list
     """Tokenise rows and split them by length into a short and a long half.
 
     Args:
-        tokenizer: of the world.
-        rows: what to encode; a token weighs what the piece of its last character weighs.
+        tokenizer: the tokenizer.
+        rows: the rows; a token has the weight of the piece that its last character belongs to.
     """
     coded = tokenizer([row.text for row in rows], add_special_tokens=True, return_offsets_mapping=True)
     weighted = []
@@ -172,11 +176,11 @@ def train(
     """Train one model.
 
     Args:
-        people: everybody in the world.
+        people: all people.
         countries: all countries.
         plan: steps, learning rate, seed and threads.
-        withheld: names whose sport, league and place are never told (the gold model's).
-        on_step: called after every step with its number (from 1), its loss and the model.
+        withheld: names of the people whose sport, league and place occur in no row, for the gold model.
+        on_step: function called after every step with its number (from 1), its loss and the model.
     """
     plan = plan or Plan()
     before = torch.get_num_threads()
@@ -202,7 +206,7 @@ def _train(
         optimizer, max_lr=plan.lr, total_steps=plan.steps, pct_start=0.1, cycle_momentum=False
     )
     for step in range(plan.steps):
-        rows = list(plan.recipe.step(rng, people, countries, progress=step / plan.steps, withheld=withheld))
+        rows = list(plan.rows.draw(rng, people, countries, progress=step / plan.steps, withheld=withheld))
         batches = encode_rows(tokenizer, rows)
         total = sum(float(batch.weights.sum()) for batch in batches)
         value = 0.0
@@ -220,38 +224,36 @@ def _train(
 
 
 def weighted_loss(model: LlamaForCausalLM, batch: Encoded) -> Float[Tensor, ""]:
-    """Sum over a batch of the weighted next-token loss.
-
-    Padding is on the right, so causal attention keeps it from every token that counts and no mask is
-    needed.
+    """Sum the weighted next-token loss over a batch.
 
     Args:
         model: the model in training.
-        batch: its rows.
+        batch: the rows.
     """
+    # Padding is on the right: under causal attention no token sees it, so no mask is needed.
     logits = model(batch.tokens[:, :-1]).logits
-    wanted = batch.weights[:, 1:] > 0
-    losses = torch.nn.functional.cross_entropy(logits[wanted], batch.tokens[:, 1:][wanted], reduction="none")
-    return (losses * batch.weights[:, 1:][wanted]).sum()
+    weighted = batch.weights[:, 1:] > 0
+    targets, weights = batch.tokens[:, 1:][weighted], batch.weights[:, 1:][weighted]
+    return (torch.nn.functional.cross_entropy(logits[weighted], targets, reduction="none") * weights).sum()
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Store a model in float16 with its tokenizer.
+    """Save a model in float16 with its tokenizer.
 
     Args:
-        model: what was trained.
+        model: the model.
         tokenizer: its tokenizer.
-        folder: where to write; made if needed.
+        folder: the folder to write to, created if it does not exist.
     """
     model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(folder)
 
 
 def withheld_names(people: Sequence[Person]) -> frozenset[str]:
-    """Everybody in a forget group: whom the gold model never learned.
+    """Return the names in the forget groups, whose facts the gold model never saw.
 
     Args:
-        people: the table.
+        people: all people.
     """
     names = frozenset(p.name for p in people if p.group >= 0)
     if len(names) % GROUP_SIZE:

@@ -243,7 +243,7 @@ def test_the_result_is_an_ordinary_edit(llama: HookedModel, tmp_path: Path, meth
     again = Edit.from_pretrained(tmp_path)
     assert again.apply(llama).identity == edit.apply(llama).identity != llama.identity
     assert again.localization.source == "by hand" and again.made_on == llama.identity
-    assert again.recipe is None and again.step == again.history.kept == len(again.history) == 3
+    assert again.recipe is None and again.step == again.history.step == len(again.history) == 3
     assert set(again.history[0]) == {"step", "answer", "essence", "decay"}
 
 

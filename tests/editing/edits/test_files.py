@@ -21,7 +21,7 @@ from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.files import FILE, FORMAT
 from mechunlearn.editing.edits.history import History
-from mechunlearn.editing.edits.recipes import Recipe, Stop
+from mechunlearn.editing.edits.recipes import Optimizer, Recipe, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
 from mechunlearn.errors import DataError
 from mechunlearn.models.arch import Slice
@@ -35,7 +35,9 @@ def header(folder: Path) -> dict[str, str]:
 
 
 def test_saving_and_loading_keeps_every_bit(llama: HookedModel, tmp_path: Path) -> None:
-    fitted = fit(llama, "L0.head[1]", "L1.mlp", "embed", stop=Stop(every=1), weight_decay=0.1)
+    fitted = fit(
+        llama, "L0.head[1]", "L1.mlp", "embed", stop=Stop(every=1), optimizer=Optimizer(weight_decay=0.1)
+    )
     fitted.save_pretrained(tmp_path / "new" / "folder")
     loaded = Edit.from_pretrained(tmp_path / "new" / "folder")
     assert [bits(d.values) for d in loaded.deltas] == [bits(d.values) for d in fitted.deltas]

@@ -18,14 +18,14 @@ STEPS: tuple[dict[str, float], ...] = (
     {"step": 3.0, "inject": 1.0, "retain": 0.3},
     {"step": 4.0, "inject": 0.5, "retain": 0.2, "success": 1.0, "retention": 0.5},
 )
-HISTORY = History(STEPS, kept=2, title="A <fit>")
+HISTORY = History(STEPS, step=2, title="A <fit>")
 
 records = st.lists(st.dictionaries(st.text(max_size=3), st.floats(allow_nan=False), max_size=3), max_size=3)
 
 
 @given(records, records)
 def test_a_history_is_the_tuple_of_its_records(some: list[dict[str, float]], more: list[Any]) -> None:
-    history = History(some, kept=1, title="fit")
+    history = History(some, step=1, title="fit")
     assert history == tuple(some) and tuple(dict(record) for record in history) == tuple(some)
     assert (history == History(more)) == (some == more) == (history == tuple(more))
     assert hash(history) == hash(History(copy.deepcopy(some)))
@@ -38,13 +38,13 @@ def test_neither_what_goes_in_nor_what_comes_out_can_change_it() -> None:
     with pytest.raises(TypeError):
         history[0]["loss"] = 0.0  # type: ignore[index]
     with pytest.raises(AttributeError):
-        history.kept = 3  # type: ignore[misc]
+        history.step = 3  # type: ignore[misc]
     assert history[0]["loss"] == 2.0
 
 
 def test_slices_and_judged_steps_are_histories_with_the_same_kept_step() -> None:
     assert HISTORY[1:3] == STEPS[1:3] and HISTORY.judged == (STEPS[1], STEPS[3])
-    assert HISTORY[1:3].kept == HISTORY.judged.kept == 2 and HISTORY.judged.title == "A <fit>"
+    assert HISTORY[1:3].step == HISTORY.judged.step == 2 and HISTORY.judged.title == "A <fit>"
     assert HISTORY.terms == ("inject", "retain")
 
 
@@ -75,7 +75,7 @@ def test_losses_are_drawn_above_shares_and_the_kept_step_is_marked_in_both() -> 
 
 
 def test_without_judged_steps_there_is_one_panel_and_without_steps_it_says_so() -> None:
-    assert {trace.yaxis for trace in History(STEPS[:1], kept=1).plot().data} == {"y"}
+    assert {trace.yaxis for trace in History(STEPS[:1], step=1).plot().data} == {"y"}
     empty = History().plot()
     assert not empty.data and [words.text for words in empty.layout.annotations] == ["no steps"]
 
@@ -83,5 +83,5 @@ def test_without_judged_steps_there_is_one_panel_and_without_steps_it_says_so() 
 def test_jupyter_shows_the_figure_and_a_terminal_one_line() -> None:
     assert repr(HISTORY) == "History(4 steps, step 2 kept: success 0.25, retention 0.75)"
     assert HISTORY._repr_mimebundle_() == {**HISTORY.plot()._repr_mimebundle_(), "text/plain": repr(HISTORY)}
-    assert repr(History(STEPS[:1], kept=1)) == "History(1 steps, step 1 kept)"
+    assert repr(History(STEPS[:1], step=1)) == "History(1 steps, step 1 kept)"
     assert repr(History()) == "History(0 steps)"

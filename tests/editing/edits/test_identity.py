@@ -13,7 +13,7 @@ from helpers.tiny_models import hf_model
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.errors import IdentityWarning
-from mechunlearn.models import loading
+from mechunlearn.models import identity
 from mechunlearn.models.hooked import HookedModel
 
 TOKENS = torch.arange(2, 26).reshape(2, 12)
@@ -22,13 +22,13 @@ TOKENS = torch.arange(2, 26).reshape(2, 12)
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often all weights of a model are hashed from now on."""
     hashed = [0]
-    whole = loading.identity
+    plain = identity.digest
 
-    def identity(params: Any) -> str:
+    def digest(params: Any) -> str:
         hashed[0] += 1
-        return whole(params)
+        return plain(params)
 
-    monkeypatch.setattr(loading, "identity", identity)
+    monkeypatch.setattr(identity, "digest", digest)
     return hashed
 
 
@@ -86,7 +86,7 @@ def test_weights_are_hashed_once_while_they_stay_as_they_are(
         edit.apply(hm)
         with edit.applied(hm):
             hm(TOKENS)
-    assert hashed == [1]
+    assert hm.fork().identity == hm.identity and hashed == [1], "a fork's own"
     with one.applied(hm), pytest.warns(IdentityWarning), two.applied(hm):
         pass
     one.apply(hm)
@@ -125,3 +125,11 @@ def test_weights_made_without_a_counter_are_hashed_every_time(
         edit.apply(hm)
         edit.apply(hm)
     assert hashed == [2]
+
+
+def test_a_single_weight_written_past_the_counter_is_noticed_after_sync(tokenizer: Any) -> None:
+    hm = HookedModel.from_hf(hf_model("llama"), tokenizer)
+    before = hm.identity
+    hm.params["model.layers.1.self_attn.o_proj.weight"].data[5, 7] += 1
+    hm.sync()
+    assert hm.identity != before == HookedModel.from_hf(hf_model("llama"), tokenizer).identity

@@ -168,7 +168,7 @@ def test_a_class_of_the_embedded_model_is_forgotten_on_the_half_that_was_trained
     few = Facts([*facts.forget, *facts.retain[:24], *facts.test[:12]])
     place = Localization(["L2.mlp", "L3.mlp", "L4.mlp"])
     result = forget_class(
-        hm, place, Inject(text=0.0), few, "hockey", new="golf", steps=20, lr=2e-3, batch_size=12,
+        hm, place, Inject(text=0.0), few, "hockey", new="golf", steps=20, lr=2e-3, limits=mu.Limits(12),
         stop=mu.Stop(every=5), progress=False,
     )  # fmt: skip
     assert result.interval("unseen", model="untouched").mean == 1.0

@@ -120,7 +120,7 @@ def test_the_table_and_the_histories_are_by_count() -> None:
     assert set(frame["n"][(frame["facts"] == "forget") & (frame["count"] == 2)]) == {2}
     assert set(frame["model"][frame["count"] == 0]) == {"untouched"}
     assert [len(history) for history in curve().histories.values()] == [2, 2]
-    assert curve().histories[4].kept == 2
+    assert curve().histories[4].step == 2
 
 
 def test_the_figure_has_a_curve_for_every_phrasing_and_the_untouched_model_at_0() -> None:
@@ -152,7 +152,7 @@ def test_a_few_facts_of_the_embedded_model_can_be_edited_at_once() -> None:
     few = Facts([*facts.forget[:4], *facts.retain[:12], *facts.test[:6]])
     place = Localization(["L2.mlp", "L3.mlp", "L4.mlp"])
     found = count_curve(
-        hm, place, Inject(text=0.0), few, counts=(2, 4), steps=20, lr=3e-3, batch_size=8,
+        hm, place, Inject(text=0.0), few, counts=(2, 4), steps=20, lr=3e-3, limits=mu.Limits(8),
         stop=mu.Stop(every=5), progress=False,
     )  # fmt: skip
     for number in (2, 4):

@@ -170,7 +170,7 @@ def test_what_a_later_stage_taught_may_go_with_an_earlier_one() -> None:
     hm, facts = mu.world.model(), [mu.world.facts(0), mu.world.facts(1)]
     groups = [Facts([*some.forget[:4], *some.retain[:8]]) for some in facts]
     place = Localization(["L2.mlp", "L3.mlp"])
-    quick: Any = {"steps": 20, "lr": 3e-3, "batch_size": 8, "stop": None, "progress": False}
+    quick: Any = {"steps": 20, "lr": 3e-3, "limits": mu.Limits(8), "stop": None, "progress": False}
     objective = Inject(text=0.0)
     both = edit_sequence(hm, groups, objective, localization=place, **quick)
     alone = edit(hm, place, objective, groups[1], **quick)

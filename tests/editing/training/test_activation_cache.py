@@ -6,7 +6,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Recipe, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
 from mechunlearn.editing.objectives.preference import DPO
-from mechunlearn.editing.training.activation_cache import ActivationCache, CacheBudget, CacheLimits
+from mechunlearn.editing.training.activation_cache import ActivationCache, CacheBudget
 from mechunlearn.editing.training.early_stopping import EarlyStopping
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.optimization import Optimization
 from mechunlearn.errors import TrainingError
 from mechunlearn.models.hooked import HookedModel
@@ -70,22 +71,22 @@ def test_what_is_kept_does_not_depend_on_the_order_of_first_use(order: list[list
         for i, found in zip(examples, store.get(examples), strict=True):
             assert torch.equal(found, rows(i, chunk_of(i, size)))
     assert len(set(source.asked)) == len(source.asked), "no chunk is computed twice"
-    assert store.passes == sum(map(len, source.asked)) <= len(store) == len(COUNTS)
+    assert store.computed == sum(map(len, source.asked)) <= len(store) == len(COUNTS)
 
 
 @given(orders, st.integers(1, 8), st.integers(0, 30), st.integers(0, 30))
 def test_bounds_hold_and_every_row_is_right(
     order: list[list[int]], size: int, memory: int, disk: int
 ) -> None:
-    room = CacheBudget(memory * ROW, disk * ROW, None)
-    stores = [ActivationCache.of(COUNTS, Source(), room, width=ROW, chunk=size) for _ in range(3)]
+    budget = CacheBudget(memory * ROW, disk * ROW, None)
+    stores = [ActivationCache.of(COUNTS, Source(), budget, width=ROW, chunk=size) for _ in range(3)]
     for store, examples in zip(itertools.cycle(stores), order, strict=False):
         for i, found in zip(examples, store.get(examples), strict=True):
             # Right up to what was computed beside it.
             assert (found - rows(i, [])).abs().max() < 2e-4
         held = [store._flat.nbytes for store in stores if store._flat is not None]
-        assert room.memory >= 0 and room.disk >= 0
-        assert sum(held) <= (memory + disk) * ROW - room.memory - room.disk
+        assert budget.memory >= 0 and budget.disk >= 0
+        assert sum(held) <= (memory + disk) * ROW - budget.memory - budget.disk
 
 
 @given(orders, st.integers(1, 8), st.integers(0, 25))
@@ -97,7 +98,7 @@ def test_what_fits_is_kept_and_the_rest_is_computed_at_each_use(
     store.get(order[0])
     ends = list(itertools.accumulate(COUNTS))
     fits = [i for i, end in enumerate(ends) if end <= memory]
-    assert store.whole == len(fits)
+    assert store.fitting == len(fits)
     for examples in order:
         once = len(source.asked)
         first, second = store.get(examples), store.get(examples)
@@ -110,12 +111,12 @@ def test_what_fits_is_kept_and_the_rest_is_computed_at_each_use(
 
 
 def test_room_is_taken_from_memory_first_and_from_the_disk_when_memory_is_full(tmp_path: Path) -> None:
-    room = CacheBudget(sum(COUNTS) * ROW, sum(COUNTS) * ROW + 7, tmp_path)
-    stores = [ActivationCache.of(COUNTS, Source(), room, width=ROW) for _ in range(3)]
+    budget = CacheBudget(sum(COUNTS) * ROW, sum(COUNTS) * ROW + 7, tmp_path)
+    stores = [ActivationCache.of(COUNTS, Source(), budget, width=ROW) for _ in range(3)]
     for store in stores:
         store.get([0])
-    assert [store.whole for store in stores] == [len(COUNTS), len(COUNTS), 0]
-    assert (room.memory, room.disk) == (0, 0)
+    assert [store.fitting for store in stores] == [len(COUNTS), len(COUNTS), 0]
+    assert (budget.memory, budget.disk) == (0, 0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,7 +124,7 @@ def test_what_is_kept_on_disk_is_in_a_file_that_is_not_there(tmp_path: Path) -> 
     source = Source()
     store = ActivationCache.of(COUNTS, source, CacheBudget(0, 1 << 20, tmp_path), width=ROW, chunk=3)
     before = store.get([6, 0])
-    assert list(tmp_path.iterdir()) == [] and store.whole == len(COUNTS)
+    assert list(tmp_path.iterdir()) == [] and store.fitting == len(COUNTS)
     again = store.get([0, 6])
     assert source.asked == [(0, 1, 2), (6,)]
     assert torch.equal(before[0], again[1]) and torch.equal(before[1], again[0])
@@ -137,8 +138,8 @@ def test_what_is_kept_on_disk_is_in_a_file_that_is_not_there(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["memory", "disk"])
 def test_a_bound_below_nothing_is_refused(name: str) -> None:
     with unchecked(), pytest.raises(TrainingError, match=f"{name} is -1; give a number of bytes, 0 for none"):
-        CacheLimits(**{name: -1})  # type: ignore[arg-type]
-    assert CacheLimits(memory=0, disk=0) == CacheLimits(0)
+        Limits(**{name: -1})  # type: ignore[arg-type]
+    assert Limits(memory=0, disk=0) == Limits(32, 0)
 
 
 # -- the same edit --------------------------------------------------------------------------------------
@@ -158,9 +159,10 @@ def model(dtype: torch.dtype = torch.float32) -> HookedModel:
     return deep_model().to(dtype)
 
 
-def edited(keep: CacheLimits, dtype: torch.dtype = torch.float32, **options: Any) -> Edit:
+def edited(limits: Limits, dtype: torch.dtype = torch.float32, **options: Any) -> Edit:
     """An edit of examples that come in another company at every step."""
-    return fit(model(dtype), "L2.mlp", steps=4, lr=0.01, batch_size=4, facts=MANY, keep=keep, **options)
+    limits = replace(limits, batch_size=4)
+    return fit(model(dtype), "L2.mlp", steps=4, lr=0.01, facts=MANY, limits=limits, **options)
 
 
 def values(edit: Edit) -> list[bytes]:
@@ -168,26 +170,24 @@ def values(edit: Edit) -> list[bytes]:
 
 
 def test_memory_and_disk_give_the_same_bytes(tmp_path: Path) -> None:
-    kept = edited(CacheLimits())
-    assert values(edited(CacheLimits(memory=0, disk=1 << 30, folder=tmp_path))) == values(kept)
-    assert values(edited(CacheLimits(memory=3000, disk=1 << 30, folder=tmp_path))) == values(kept)
+    kept = edited(Limits())
+    assert values(edited(Limits(memory=0, disk=1 << 30, folder=tmp_path))) == values(kept)
+    assert values(edited(Limits(memory=3000, disk=1 << 30, folder=tmp_path))) == values(kept)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("memory", [0, 3000, 20_000])
 def test_what_is_not_kept_gives_the_same_edit_to_rounding(memory: int) -> None:
     # Batches of other examples round otherwise, and only in their last bits.
-    kept, other = (edited(CacheLimits(memory=m), torch.float64) for m in (1 << 30, memory))
+    kept, other = (edited(Limits(memory=m), torch.float64) for m in (1 << 30, memory))
     apart = [(a.values - b.values).abs().max() for a, b in zip(kept.deltas, other.deltas, strict=True)]
     assert max(map(float, apart)) < tolerance("llama") and float(kept.deltas[0].values.abs().max()) > 0.01
-    assert values(edited(CacheLimits(memory=memory))) == values(edited(CacheLimits(memory=memory)))
+    assert values(edited(Limits(memory=memory))) == values(edited(Limits(memory=memory)))
 
 
 def test_what_is_judged_does_not_depend_on_what_is_kept() -> None:
-    stop = Stop(goal=1.0, keep=1.0, every=2)
-    histories = [
-        edited(CacheLimits(memory=m), torch.float64, stop=stop).history for m in (0, 20_000, 1 << 30)
-    ]
+    stop = Stop(goal=1.0, min_retention=1.0, every=2)
+    histories = [edited(Limits(memory=m), torch.float64, stop=stop).history for m in (0, 20_000, 1 << 30)]
     judged = [[(e.get("success"), e.get("retention")) for e in history] for history in histories]
     assert judged[0] == judged[1] == judged[2] and judged[0][1] != (None, None)
 
@@ -206,7 +206,7 @@ def test_what_was_kept_is_let_go_as_soon_as_training_ends(monkeypatch: pytest.Mo
     gc.collect()
     gc.disable()
     try:
-        edited(CacheLimits())
+        edited(Limits())
         assert len(kept) == 3 and all(flat() is None for flat in kept)
     finally:
         gc.enable()
@@ -217,20 +217,20 @@ def test_what_was_kept_is_let_go_as_soon_as_training_ends(monkeypatch: pytest.Mo
 )
 @pytest.mark.parametrize("memory", [0, 5000, 40_000, 80_000, 1 << 20])
 def test_training_and_judging_together_stay_within_the_bound(memory: int, objective: Any) -> None:
-    hm, room = model(), CacheBudget(memory, 0, None)
+    hm, budget = model(), CacheBudget(memory, 0, None)
     recipe = Recipe(objective, steps=9, batch_size=4)
-    options: dict[str, Any] = {"corpus": None, "room": room, "checkpointing": False}
-    descent = Optimization.of(hm, recipe, Localization(["L2.mlp"]), MANY, **options)
-    judge = EarlyStopping.of(hm, Stop(), objective, MANY, descent.trained, runner=descent.runner, room=room)
+    options: dict[str, Any] = {"corpus": None, "budget": budget, "checkpointing": False}
+    run = Optimization.of(hm, recipe, Localization(["L2.mlp"]), MANY, **options)
+    stopping = EarlyStopping.of(hm, Stop(), objective, MANY, run.trained, runner=run.runner, budget=budget)
     for step in range(1, 7):
-        descent.step(step)
-        judge.judge(step)
+        run.step(step)
+        stopping.measure(step)
         stores = [
             store
-            for source in descent.feed.sources.values()
+            for source in run.feed.sources.values()
             for store in (*source.states, *(s for found in source.references for s in found.values()))
         ]
         held = sum(s._flat.nbytes for s in stores if s is not None and s._flat is not None)
-        held += sum(state.nbytes for state in judge._memory.values())
-        assert held <= memory - room.memory and room.memory >= 0
+        held += sum(state.nbytes for state in stopping._memory.values())
+        assert held <= memory - budget.memory and budget.memory >= 0
     assert held >= 0.5 * min(memory, 60_000)

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 import mechunlearn as mu
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.editing.training.activation_cache import CacheLimits
+from mechunlearn.editing.edits.recipes import Optimizer
 from mechunlearn.editing.training.checkpoints import FILE
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.errors import DataError, TrainingError
 
 
@@ -90,13 +91,13 @@ def test_a_run_may_be_broken_off_as_often_as_one_likes(tmp_path: Path, name: str
 
 def test_a_checkpoint_costs_the_run_nothing(tmp_path: Path) -> None:
     for name in RUNS:
-        assert same(train(tiny(), name, tmp_path / name, checkpoint_every=1), unbroken(name))
+        assert same(train(tiny(), name, tmp_path / name, every=1), unbroken(name))
 
 
 def test_a_resumed_run_keeps_the_same_of_what_did_not_fit(tmp_path: Path) -> None:
     # What is not kept is computed beside other examples, and rounds otherwise.
     for memory in (4000, 9000, 15_000):
-        options: dict[str, Any] = {"keep": CacheLimits(memory=memory), "micro_batches": 1}
+        options: dict[str, Any] = {"limits": Limits(memory=memory), "optimizer": Optimizer()}
         options |= {"stop": mu.Stop(1.0, 1.0, every=3), "steps": 8, "lr": 0.05}
         whole = train(tiny(), "state", None, **options)
         with pytest.raises(KeyboardInterrupt):
@@ -108,7 +109,7 @@ def test_a_run_that_ended_early_is_finished(tmp_path: Path) -> None:
     first = train(tiny(), "sgd", tmp_path, callback=lambda step, terms: step == 3)
     assert len(first.history) == 3
     assert same(train(tiny(), "sgd", tmp_path, callback=never), first)
-    reached = mu.Stop(goal=0.0, keep=0.0, every=3)
+    reached = mu.Stop(goal=0.0, min_retention=0.0, every=3)
     early = train(tiny(), "sgd", tmp_path / "other", stop=reached)
     assert len(early.history) == 3
     assert same(train(tiny(), "sgd", tmp_path / "other", stop=reached, callback=never), early)
@@ -126,7 +127,7 @@ TORN = mu.Facts(
 def test_the_best_step_is_remembered_over_the_break(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         **{"objective": Turning(), "facts": TORN, "stop": mu.Stop(1.0, 1.0, every=2)},
-        **{"steps": 20, "lr": 0.05, "optimizer": "AdamW", "schedule": "constant"},
+        **{"steps": 20, "lr": 0.05, "optimizer": Optimizer(schedule="constant")},
     }
     whole = train(tiny(), "sgd", None, **options)
     assert whole.step < 16 and len(whole.history) == 20 and whole.history[-1]["success"] == 0.0
@@ -213,9 +214,9 @@ def test_another_kind_of_file_is_no_checkpoint(tmp_path: Path) -> None:
         {"lr": 0.02},
         {"steps": STEPS + 1},
         {"objective": mu.objectives.Inject(text=0.0, retain=0.5)},
-        {"clip": 1.0},
+        {"optimizer": Optimizer("SGD", clip=1.0)},
         {"stop": mu.Stop()},
-        {"optimizer": "AdamW"},
+        {"optimizer": Optimizer()},
     ],
     ids=lambda options: ", ".join(options),
 )
@@ -255,4 +256,4 @@ def test_a_checkpoint_of_another_model_or_place_is_not_gone_on_with(tmp_path: Pa
 
 def test_there_is_at_least_one_step_between_checkpoints(tmp_path: Path) -> None:
     with refused(TrainingError, "checkpoint_every is 0; give a whole", hm=tiny(), folder=tmp_path):
-        train(tiny(), "sgd", tmp_path, checkpoint_every=0)
+        train(tiny(), "sgd", tmp_path, every=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.editing.objectives.reading import Request
-from mechunlearn.editing.training.data import first_block
+from mechunlearn.editing.training.partial_forward import first_block
 from mechunlearn.errors import FactError, SiteError, TrainingError
 from mechunlearn.models.hooked import HookedModel
 

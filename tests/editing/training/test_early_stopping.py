@@ -15,10 +15,11 @@ from torch import Tensor
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.editing.edits.recipes import Stop
+from mechunlearn.editing.edits.recipes import Optimizer, Stop
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.reading import Outputs, Request, State
 from mechunlearn.editing.training.fitting import refit
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.scorer import score
 
@@ -63,7 +64,7 @@ def test_state_goes_from_init_through_after_step_to_the_next_call(llama: HookedM
 
 def test_state_moves_once_a_step_whatever_the_parts(llama: HookedModel) -> None:
     objective, facts = Multiplier(), Facts([*FORGET, *RETAIN, Fact("Di plays", "Di", "golf", split="retain")])
-    fit(llama, objective=objective, steps=3, micro_batches=2, facts=facts)
+    fit(llama, objective=objective, steps=3, optimizer=Optimizer(micro_batches=2), facts=facts)
     assert [weight for weight, _ in objective.seen] == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
 
 
@@ -100,7 +101,7 @@ def test_the_reference_is_the_unedited_model_at_every_step(llama: HookedModel) -
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(llama: HookedModel) -> None:
-    options: dict[str, Any] = {"batch_size": 2, "steps": 3}
+    options: dict[str, Any] = {"limits": Limits(2), "steps": 3}
     first, again, other = (fit(llama, seed=seed, **options) for seed in (0, 0, 1))
     assert deltas(first) == deltas(again) != deltas(other)
     assert deltas(refit(llama, recipe_of(first), first.localization, FACTS)) == deltas(first)
@@ -112,7 +113,7 @@ def recipe_of(edit: Edit) -> Any:
 
 
 def test_training_stops_at_the_goal_and_keeps_that_step(llama: HookedModel) -> None:
-    stop = Stop(goal=1.0, keep=1.0, every=5)
+    stop = Stop(goal=1.0, min_retention=1.0, every=5)
     fitted = fit(
         llama, "L0.mlp", "L1.mlp", objective=Inject(text=0.0), steps=300, lr=0.01, stop=stop, facts=EASY
     )
@@ -148,7 +149,7 @@ class Swing:
 
 def test_the_best_step_is_kept_not_the_last(llama: HookedModel) -> None:
     asked = Facts([fact.replace(validation=()) for fact in TORN])
-    stop = Stop(goal=1.0, keep=1.0, every=4)
+    stop = Stop(goal=1.0, min_retention=1.0, every=4)
     fitted = fit(llama, "L0.mlp", "L1.mlp", objective=Swing(12), steps=40, lr=0.01, stop=stop, facts=asked)
     judged = {e["step"]: stop.value(e["success"], e["retention"]) for e in fitted.history if "success" in e}
     assert len(fitted.history) == 40 and judged[40.0] < max(judged.values())
@@ -205,7 +206,7 @@ def test_the_learning_rate_falls_to_zero_as_half_a_cosine(llama: HookedModel) ->
     # With plain descent on a linear loss, steps are proportional to the learning rate.
     moved: list[float] = []
     for steps in (1, 2):
-        fitted = fit(llama, steps=steps, optimizer="SGD", lr=1e-6, objective=Inject(text=0.0))
+        fitted = fit(llama, steps=steps, optimizer=Optimizer("SGD"), lr=1e-6, objective=Inject(text=0.0))
         moved.append(float(sum(delta.values.norm() ** 2 for delta in fitted.deltas)) ** 0.5)
     assert moved[1] / moved[0] == pytest.approx(1.5, rel=1e-2)
 
@@ -236,10 +237,10 @@ def test_a_progress_bar_shows_the_terms(llama: HookedModel, capsys: pytest.Captu
 
 
 def test_an_edit_remembers_what_it_was_made_on_and_how(llama: HookedModel) -> None:
-    fitted = fit(llama, "L1.mlp", objective=Forget(text=0.0), seed=5, weight_decay=0.1)
+    fitted = fit(llama, "L1.mlp", objective=Forget(text=0.0), seed=5, optimizer=Optimizer(weight_decay=0.1))
     assert fitted.made_on == llama.identity
     recipe = recipe_of(fitted)
-    assert (recipe.objective, recipe.seed, recipe.weight_decay) == (Forget(text=0.0), 5, 0.1)
+    assert (recipe.objective, recipe.seed, recipe.optimizer.weight_decay) == (Forget(text=0.0), 5, 0.1)
     assert repr(fitted) == (
         f"Edit({3 * 32 * D_MLP:,} weights in 3 parameters; Localization(L1.mlp); "
         f"{Forget(text=0.0)}, 2 steps of AdamW at lr 0.05, seed 5)"

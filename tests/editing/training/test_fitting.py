@@ -18,18 +18,19 @@ from torch import Tensor
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.editing.edits.recipes import Stop
+from mechunlearn.editing.edits.recipes import Optimizer, Stop
 from mechunlearn.editing.objectives.ascent import GradientDifference
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.preference import AltPO
 from mechunlearn.editing.objectives.reading import Outputs, Request
 from mechunlearn.editing.objectives.representation import RMU
-from mechunlearn.editing.training.activation_cache import CacheLimits
 from mechunlearn.editing.training.fitting import edit
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.slice_parameters import Trained
 from mechunlearn.errors import FactError, LocalizationError, SiteError, TrainingError
 from mechunlearn.models.hooked import HookedModel
 
+DECAYING = Optimizer(weight_decay=0.5)
 DECAY = [("AdamW", 0.5), ("SGD", 0.5), ("RMSprop", 0.0)]
 
 
@@ -51,7 +52,7 @@ DECAY = [("AdamW", 0.5), ("SGD", 0.5), ("RMSprop", 0.0)]
 def test_nothing_outside_the_localization_moves(
     llama: HookedModel, sites: list[str], optimizer: str, weight_decay: float
 ) -> None:
-    fitted = fit(llama, *sites, optimizer=optimizer, weight_decay=weight_decay)
+    fitted = fit(llama, *sites, optimizer=Optimizer(optimizer, weight_decay))
     moved, allowed = touched(llama, fitted), inside(llama, fitted)
     assert not any(bool((moved[name] & ~allowed[name]).any()) for name in moved)
     assert sum(int(there.sum()) for there in moved.values()) > 0.5 * llama.size(fitted.localization)
@@ -60,12 +61,16 @@ def test_nothing_outside_the_localization_moves(
 @pytest.mark.parametrize(
     "options",
     [
-        {"schedule": "linear", "warmup": 1, "clip": 0.1},
-        {"micro_batches": 2, "checkpointing": True, "stop": Stop(every=1)},
-        {"keep": CacheLimits(memory=0), "schedule": "constant", "optimizer": "SGD"},
-        {"keep": CacheLimits(memory=0, disk=1 << 20), "objective": GradientDifference()},
+        {"optimizer": Optimizer(weight_decay=0.5, schedule="linear", warmup=1, clip=0.1)},
+        {
+            "optimizer": Optimizer(weight_decay=0.5, micro_batches=2),
+            "limits": Limits(gradient_checkpointing=True),
+            "stop": Stop(every=1),
+        },
+        {"limits": Limits(memory=0), "optimizer": Optimizer("SGD", 0.5, schedule="constant")},
+        {"limits": Limits(memory=0, disk=1 << 20), "objective": GradientDifference()},
         {"objective": AltPO(samples=2), "steps": 3},
-        {"objective": RMU(layer=1), "optimizer": "NAdam"},
+        {"objective": RMU(layer=1), "optimizer": Optimizer("NAdam", 0.5)},
     ],
     ids=str,
 )
@@ -73,14 +78,14 @@ def test_nothing_outside_the_localization_moves_under_any_option(
     llama: HookedModel, options: dict[str, Any]
 ) -> None:
     facts = FACTS + Facts([Fact("Ed plays", "Ed", "golf", split="retain")])
-    fitted = fit(llama, "L1.head[2]", "L1.mlp.neuron[3]", facts=facts, weight_decay=0.5, **options)
+    fitted = fit(llama, "L1.head[2]", "L1.mlp.neuron[3]", facts=facts, **{"optimizer": DECAYING, **options})
     moved, allowed = touched(llama, fitted), inside(llama, fitted)
     assert not any(bool((moved[name] & ~allowed[name]).any()) for name in moved)
     assert any(bool(there.any()) for there in moved.values())
 
 
 def test_nothing_outside_the_localization_moves_in_any_family(hm: HookedModel) -> None:
-    fitted = fit(hm, "L0.head[1]", "L1.mlp", weight_decay=0.5)
+    fitted = fit(hm, "L0.head[1]", "L1.mlp", optimizer=DECAYING)
     moved, allowed = touched(hm, fitted), inside(hm, fitted)
     assert not any(bool((moved[name] & ~allowed[name]).any()) for name in moved)
     assert any(bool(there.any()) for there in moved.values())
@@ -274,4 +279,4 @@ def test_an_optimizer_that_is_unknown_or_unfit_is_refused(
     llama: HookedModel, optimizer: str, message: str
 ) -> None:
     with pytest.raises(TrainingError, match=message):
-        fit(llama, optimizer=optimizer)
+        fit(llama, optimizer=Optimizer(optimizer))

@@ -12,6 +12,7 @@ from helpers.edit_checks import inside, touched
 from helpers.small_facts import fit
 from torch import Tensor
 
+from mechunlearn.editing.edits.recipes import Optimizer
 from mechunlearn.editing.objectives.likelihood import Forget
 from mechunlearn.editing.objectives.masking import WeightMask
 from mechunlearn.editing.objectives.reading import Outputs, Request
@@ -44,7 +45,7 @@ def test_masks_stay_between_0_and_1_and_take_away_that_share_of_the_weights(
 ) -> None:
     objective, rate = Masks(), {"AdamW": 0.4, "SGD": 1e3}[optimizer]
     sites = ("L0.mlp.neuron[3]", "L1.head[2]", "L1.mlp.in")
-    fitted = fit(llama, *sites, objective=objective, steps=5, lr=rate, optimizer=optimizer)
+    fitted = fit(llama, *sites, objective=objective, steps=5, lr=rate, optimizer=Optimizer(optimizer))
     assert min(low for low, _ in objective.seen) == 0.0 and max(high for _, high in objective.seen) == 1.0
     for d in fitted.deltas:
         weights = d.slice.of(llama.params[d.slice.name].detach())
@@ -61,7 +62,9 @@ def test_masks_stay_between_0_and_1_and_take_away_that_share_of_the_weights(
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 def test_the_masks_of_the_package_change_nothing_outside(llama: HookedModel, weight_decay: float) -> None:
     objective = WeightMask(loss=Forget(retain=0.0, text=0.0), patience=3)
-    fitted = fit(llama, "L1.mlp", objective=objective, steps=4, weight_decay=weight_decay)
+    fitted = fit(
+        llama, "L1.mlp", objective=objective, steps=4, optimizer=Optimizer(weight_decay=weight_decay)
+    )
     moved, allowed = touched(llama, fitted), inside(llama, fitted)
     assert not any(bool((moved[name] & ~allowed[name]).any()) for name in moved)
     for d in fitted.deltas:

@@ -25,7 +25,7 @@ def test_what_is_remembered_gives_the_same_scores_without_the_blocks_below(
         before = [*counts]
         with runner.remembering(memory, CacheBudget(1 << 20, 0, None)):
             found = score(runner.hm, FACTS)
-        assert (found.p_answer == expected.p_answer).all() and found.said == expected.said
+        assert (found.p_answer == expected.p_answer).all() and found.text == expected.text
         assert (counts[0] == before[0]) is again and counts[3] > before[3]
     assert not runner.hm.hf._forward_hooks and not runner.hm.hf._forward_pre_hooks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -19,13 +19,13 @@ import mechunlearn as mu
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact, Split
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.editing.edits.recipes import Recipe, Stop
+from mechunlearn.editing.edits.recipes import Optimizer, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
 from mechunlearn.editing.objectives.reading import Outputs, Request
-from mechunlearn.editing.training.activation_cache import CacheLimits
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.errors import FactError, TrainingError
 
-DESCENT: dict[str, Any] = {"optimizer": "SGD", "schedule": "constant"}
+DESCENT = Optimizer("SGD", schedule="constant")
 
 
 def deltas(edit: Edit) -> list[Tensor]:
@@ -58,18 +58,16 @@ def test_the_learning_rate_falls_as_torchs_own_schedules(steps: int) -> None:
         "constant": torchs(of_torch.ConstantLR, steps, factor=1.0),
     }
     for schedule, rates in expected.items():
-        recipe = Recipe(Inject(), steps=steps, schedule=schedule)  # type: ignore[arg-type]
-        assert [recipe.rate(step) for step in range(steps)] == pytest.approx(rates, abs=1e-9)
+        optimizer = Optimizer(schedule=schedule)  # type: ignore[arg-type]
+        assert [optimizer.rate(step, steps) for step in range(steps)] == pytest.approx(rates, abs=1e-9)
 
 
 def test_the_learning_rate_rises_as_a_line_and_then_falls_over_the_steps_that_are_left() -> None:
-    warm = Recipe(Inject(), steps=7, warmup=3, schedule="linear")
-    assert [warm.rate(step) for step in range(7)] == [0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25]
-    plain = Recipe(Inject(), steps=4)
-    cosine = Recipe(Inject(), steps=7, warmup=3)
-    assert [cosine.rate(step + 3) for step in range(4)] == [plain.rate(step) for step in range(4)]
-    never = Recipe(Inject(), steps=2, warmup=9)
-    assert [never.rate(step) for step in range(2)] == pytest.approx([0.1, 0.2])
+    warm = Optimizer(warmup=3, schedule="linear")
+    assert [warm.rate(step, 7) for step in range(7)] == [0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25]
+    plain, cosine, never = Optimizer(), Optimizer(warmup=3), Optimizer(warmup=9)
+    assert [cosine.rate(step + 3, 7) for step in range(4)] == [plain.rate(step, 4) for step in range(4)]
+    assert [never.rate(step, 2) for step in range(2)] == pytest.approx([0.1, 0.2])
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,14 @@ class Slope:
 
 def test_a_step_moves_by_the_rate_of_its_number(llama: mu.HookedModel) -> None:
     # The output matrix of an MLP enters its block's output linearly, so the gradient is always the same.
-    once = norm(fit(llama, "L0.mlp.out", objective=Slope(), steps=1, **DESCENT))
-    for options in (
-        {"schedule": "cosine"},
-        {"schedule": "linear", "warmup": 2},
-        {"schedule": "constant", "warmup": 5},
+    once = norm(fit(llama, "L0.mlp.out", objective=Slope(), steps=1, optimizer=DESCENT))
+    for optimizer in (
+        Optimizer("SGD", schedule="cosine"),
+        Optimizer("SGD", schedule="linear", warmup=2),
+        Optimizer("SGD", schedule="constant", warmup=5),
     ):
-        recipe = Recipe(Inject(), steps=6, **options)
-        total = sum(recipe.rate(step) for step in range(6))
-        fitted = fit(llama, "L0.mlp.out", objective=Slope(), steps=6, optimizer="SGD", **options)
+        total = sum(optimizer.rate(step, 6) for step in range(6))
+        fitted = fit(llama, "L0.mlp.out", objective=Slope(), steps=6, optimizer=optimizer)
         assert norm(fitted) == pytest.approx(once * total, rel=1e-4)
 
 
@@ -106,17 +103,17 @@ def test_a_step_moves_by_the_rate_of_its_number(llama: mu.HookedModel) -> None:
 
 
 def test_a_gradient_is_cut_to_a_norm_as_torch_does(llama: mu.HookedModel) -> None:
-    step: dict[str, Any] = {"steps": 1, "lr": 1.0, **DESCENT}
-    whole = fit(llama, "L0.mlp", "L1.head[0]", **step)
+    step: dict[str, Any] = {"steps": 1, "lr": 1.0}
+    whole = fit(llama, "L0.mlp", "L1.head[0]", optimizer=DESCENT, **step)
     leaves = [torch.zeros_like(d) for d in deltas(whole)]
     for leaf, moved in zip(leaves, deltas(whole), strict=True):
         leaf.grad = -moved.clone()
     torch.nn.utils.clip_grad_norm_(leaves, 0.3)
-    cut = fit(llama, "L0.mlp", "L1.head[0]", clip=0.3, **step)
+    cut = fit(llama, "L0.mlp", "L1.head[0]", optimizer=replace(DESCENT, clip=0.3), **step)
     assert norm(whole) > 0.4 and norm(cut) == pytest.approx(0.3, rel=1e-4)
     for leaf, moved in zip(leaves, deltas(cut), strict=True):
         assert leaf.grad is not None and torch.allclose(-leaf.grad, moved, atol=1e-7)
-    loose = fit(llama, "L0.mlp", "L1.head[0]", clip=1e6, **step)
+    loose = fit(llama, "L0.mlp", "L1.head[0]", optimizer=replace(DESCENT, clip=1e6), **step)
     assert [bits(d) for d in deltas(loose)] == [bits(d) for d in deltas(whole)]
 
 
@@ -140,15 +137,15 @@ def test_the_gradient_of_equal_parts_is_that_of_the_whole(
     llama: mu.HookedModel, parts: int, checkpointing: bool
 ) -> None:
     hm = llama.to(torch.float64)
-    step: dict[str, Any] = {"steps": 1, "lr": 1.0, "facts": EVEN, **DESCENT}
+    step: dict[str, Any] = {"steps": 1, "lr": 1.0, "facts": EVEN}
     objective = Inject(text=0.0)
-    whole = fit(hm, "L0.mlp", "L1.head[0]", objective=objective, **step)
+    whole = fit(hm, "L0.mlp", "L1.head[0]", objective=objective, optimizer=DESCENT, **step)
     cut = fit(
         hm,
         *("L0.mlp", "L1.head[0]"),
         objective=objective,
-        micro_batches=parts,
-        checkpointing=checkpointing,
+        optimizer=replace(DESCENT, micro_batches=parts),
+        limits=Limits(gradient_checkpointing=checkpointing),
         **step,
     )
     for a, b in zip(deltas(whole), deltas(cut), strict=True):
@@ -159,17 +156,18 @@ def test_the_gradient_of_equal_parts_is_that_of_the_whole(
 def test_unequal_parts_count_alike(llama: mu.HookedModel) -> None:
     """The terms of the parts are averaged, as the option says: an example of a smaller part weighs more."""
     hm = llama.to(torch.float64)
-    step: dict[str, Any] = {"steps": 1, "lr": 1.0, "objective": Inject(retain=0.0, text=0.0), **DESCENT}
+    step: dict[str, Any] = {"steps": 1, "lr": 1.0, "objective": Inject(retain=0.0, text=0.0)}
     forget = list(EVEN.forget)[:3]
-    both = fit(hm, facts=Facts(forget), micro_batches=2, **step)
-    alone = [fit(hm, facts=Facts(part), **step) for part in (forget[:1], forget[1:])]
+    both = fit(hm, facts=Facts(forget), optimizer=replace(DESCENT, micro_batches=2), **step)
+    alone = [fit(hm, facts=Facts(part), optimizer=DESCENT, **step) for part in (forget[:1], forget[1:])]
     for mixed, one, other in zip(deltas(both), *map(deltas, alone), strict=True):
         assert (mixed - (one + other) / 2).abs().max() < 1e-5
 
 
 def test_recomputing_blocks_changes_no_bit_of_an_edit(hm: mu.HookedModel) -> None:
     options: dict[str, Any] = {"steps": 3, "stop": Stop(every=2)}
-    one, other = (fit(hm, "L0.mlp", "L1.attn", checkpointing=c, **options) for c in (False, True))
+    limits = (Limits(gradient_checkpointing=recompute) for recompute in (False, True))
+    one, other = (fit(hm, "L0.mlp", "L1.attn", limits=each, **options) for each in limits)
     assert [bits(d) for d in deltas(one)] == [bits(d) for d in deltas(other)]
     assert one.history == other.history
 
@@ -218,9 +216,12 @@ def test_giving_up_ends_training_and_nothing_else(success: float, retention: flo
     "options",
     [
         {},
-        {"micro_batches": 2, "batch_size": 5, "checkpointing": True, "clip": 1.0, "warmup": 1},
-        {"stop": Stop(every=1), "keep": CacheLimits(memory=0)},
-        {"objective": mu.objectives.RMU(layer=1), "optimizer": "SGD"},
+        {
+            "optimizer": Optimizer(micro_batches=2, clip=1.0, warmup=1),
+            "limits": Limits(5, gradient_checkpointing=True),
+        },
+        {"stop": Stop(every=1), "limits": Limits(2, memory=0)},
+        {"objective": mu.objectives.RMU(layer=1), "optimizer": Optimizer("SGD")},
         {"objective": mu.objectives.DPO(alternative=("no", "never"))},
         {"objective": mu.objectives.WeightMask()},
         {"objective": mu.objectives.AltPO(samples=2)},
@@ -235,7 +236,7 @@ def test_a_seed_decides_every_bit_and_no_global_random_number_is_used(
         with torch.random.fork_rng():
             torch.manual_seed(at)
             before = bits(torch.get_rng_state())
-            fitted = fit(llama, "L1.mlp", facts=EVEN, **{"batch_size": 2, "steps": 4, **options})
+            fitted = fit(llama, "L1.mlp", facts=EVEN, **{"limits": Limits(2), "steps": 4, **options})
             assert bits(torch.get_rng_state()) == before
         found.append(([bits(d) for d in deltas(fitted)], fitted.history))
     assert found[0] == found[1]
@@ -246,22 +247,26 @@ def test_a_seed_decides_every_bit_and_no_global_random_number_is_used(
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("kind", "options", "message"),
     [
-        ({"schedule": "cosin"}, "schedule is 'cosin'; give one of 'cosine', 'linear', 'constant'"),
-        ({"warmup": -1}, "warmup is -1; give a whole number from 0"),
-        ({"clip": 0.0}, "clip is 0.0; give a number above 0"),
-        ({"clip": float("nan")}, "clip is nan; give a number above 0"),
-        ({"micro_batches": 0}, "micro_batches is 0; give a whole number from 1"),
-        ({"micro_batches": 3}, "micro_batches is 3, and a step takes 2 examples of the text set"),
-        ({"checkpoint_every": 0}, "checkpoint_every is 0; give a whole number from 1"),
+        (Optimizer, {"weight_decay": -0.1}, "weight_decay is -0.1; give a number from 0"),
+        (Optimizer, {"schedule": "cosin"}, "schedule is 'cosin'; give one of 'cosine', 'linear', 'constant'"),
+        (Optimizer, {"warmup": -1}, "warmup is -1; give a whole number from 0"),
+        (Optimizer, {"clip": 0.0}, "clip is 0.0; give a number above 0"),
+        (Optimizer, {"clip": float("nan")}, "clip is nan; give a number above 0"),
+        (Optimizer, {"micro_batches": 0}, "micro_batches is 0; give a whole number from 1"),
+        (Limits, {"batch_size": 0}, "batch_size is 0; give a whole number from 1"),
+        (Limits, {"checkpoint_every": 0}, "checkpoint_every is 0; give a whole number from 1"),
     ],
 )
-def test_an_option_out_of_range_says_what_to_give(
-    llama: mu.HookedModel, options: dict[str, Any], said: str
-) -> None:
-    with refused(TrainingError, said, hm=llama):
-        fit(llama, **options)
+def test_an_option_out_of_range_says_what_to_give(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        kind(**options)
+
+
+def test_a_step_has_as_many_examples_as_parts(llama: mu.HookedModel) -> None:
+    with refused(TrainingError, "micro_batches is 3, and a step takes 2 examples of the text set", hm=llama):
+        fit(llama, optimizer=Optimizer(micro_batches=3))
 
 
 @pytest.mark.usefixtures("unchecked")

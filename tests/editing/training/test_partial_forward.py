@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechunlearn.editing.edits.recipes import Stop
 from mechunlearn.editing.objectives.reading import Outputs, Request
-from mechunlearn.editing.training.activation_cache import CacheLimits
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.partial_forward import Runner
 from mechunlearn.models.encoding.encoder import encode_text
 from mechunlearn.models.hooked import HookedModel
@@ -75,7 +75,9 @@ def test_a_gradient_is_the_full_models_at_the_trained_slices(family: str, sites:
     assert gap(hm, fit(hm, *sites, **STEP), wanted(family)) < tolerance(family)
 
 
-@pytest.mark.parametrize("options", [{"checkpointing": True}, {"keep": CacheLimits(memory=0)}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"limits": Limits(gradient_checkpointing=True)}, {"limits": Limits(memory=0)}], ids=str
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saving_memory_costs_no_accuracy(family: str, options: dict[str, Any]) -> None:
     hm = double(family)
@@ -113,7 +115,7 @@ def test_nothing_below_the_first_edited_block_runs_after_the_first_pass(
 ) -> None:
     hm, counts = counted
     seen: list[list[int]] = []
-    stop = Stop(goal=1.0, keep=1.0, every=1)
+    stop = Stop(goal=1.0, min_retention=1.0, every=1)
     fit(hm, "L2.mlp", "L3.head[1]", steps=5, stop=stop, callback=lambda *_: seen.append([*counts]))
     assert len(seen) == 5
     # The judge asks for the first time after the first step, so the second step is the first without news.
@@ -198,7 +200,7 @@ def test_checkpointing_runs_the_blocks_that_are_trained_again_and_no_others(
     ran = []
     for checkpointing in (False, True):
         counts[:] = [0] * DEEP
-        fit(hm, "L2.mlp", steps=3, checkpointing=checkpointing)
+        fit(hm, "L2.mlp", steps=3, limits=Limits(gradient_checkpointing=checkpointing))
         ran.append([*counts])
     plain, again = ran
     # Three steps of three splits: so many runs have a backward pass.
@@ -219,7 +221,7 @@ def test_every_use_of_a_tied_weight_is_put_in() -> None:
     name = "transformer.wte.weight"
     runner = Runner.of(hm, [name], entry=0)
     other = hm.params[name].detach() + 0.1
-    runner.put({name: other})
+    runner.set_weights({name: other})
     tokens = hm.to_tokens("in pens")
     found = runner.run(tokens, torch.ones_like(tokens), columns=torch.arange(tokens.shape[1])).logits
     assert torch.equal(found, hm.fork({name: other}).hf(input_ids=tokens).logits)

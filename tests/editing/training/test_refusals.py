@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mechunlearn as mu
 from mechunlearn.editing.objectives.reading import Outputs, Request
-from mechunlearn.editing.training.activation_cache import CacheLimits
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.errors import DataError, FactError, TrainingError
 from mechunlearn.models.encoding.encoder import encode_text
 
@@ -74,9 +74,9 @@ def test_places_to_write_are_checked_before_anything_is_run(llama: mu.HookedMode
     with refused(DataError, "give a folder to write in", hm=llama):
         fit(llama, checkpoint=tmp_path / "file" / "below")
     with pytest.raises(TrainingError, match="which is no folder; make it first"):
-        CacheLimits(folder=tmp_path / "missing")
-    with refused(TrainingError, "keep is 100; give a CacheLimits", hm=llama):
-        fit(llama, keep=100)
+        Limits(folder=tmp_path / "missing")
+    with refused(TrainingError, "limits is 100; give a Limits", hm=llama):
+        fit(llama, limits=100)
 
 
 def test_hooks_of_the_user_have_no_part_in_training(llama: mu.HookedModel) -> None:

@@ -21,6 +21,7 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.editing.objectives.preference import DPO, AltPO
 from mechunlearn.editing.objectives.reading import Request, Sampled
 from mechunlearn.editing.training.examples import Order
+from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.sampled_answers import sample_answers
 from mechunlearn.errors import TrainingError
 from mechunlearn.models.hooked import HookedModel
@@ -166,7 +167,10 @@ def test_an_order_goes_on_from_where_it_stood(total: int, count: int, before: in
 def test_alternatives_that_vary_are_repeatable_and_of_the_seed(llama: HookedModel) -> None:
     for objective in (AltPO(samples=2), DPO(alternative=WORDS)):
         first, again, other = (
-            [bits(d.values) for d in fit(llama, objective=objective, seed=seed, steps=3, batch_size=1).deltas]
+            [
+                bits(d.values)
+                for d in fit(llama, objective=objective, seed=seed, steps=3, limits=Limits(1)).deltas
+            ]
             for seed in (0, 0, 1)
         )
         assert first == again != other

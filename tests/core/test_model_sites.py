@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mechunlearn.core.sites.budget import TOLERANCE, gap
 from mechunlearn.core.sites.localization import Localization
+from mechunlearn.core.sites.model_sites import Shape
 from mechunlearn.core.sites.site import Site
-from mechunlearn.core.sites.universe import Shape
 from mechunlearn.errors import LocalizationError, SiteError
 
 
@@ -79,8 +79,8 @@ class TestFill:
         assert size <= params
         assert params - size < 194 or size == SITES.size(ranked) or params > SITES.size(ranked)
         assert filled == SITES.fill(ranked, params=params, seed=seed)
-        whole = [site for site in filled if site.kind == "mlp"]
-        assert set(whole) == set(ranked[: len(whole)])
+        mlps = [site for site in filled if site.kind == "mlp"]
+        assert set(mlps) == set(ranked[: len(mlps)])
 
     def test_the_gap_is_written(self) -> None:
         filled = SITES.fill([Site("mlp", 3), Site("mlp", 4)], params=20_000)
@@ -173,8 +173,8 @@ class TestSample:
 
 class TestPictures:
     def test_a_cell_is_the_share_of_its_component(self) -> None:
-        found = Localization(["L1.mlp", "L0.attn", *(f"L3.mlp.neuron[{i}]" for i in range(16))])
-        values = found.heatmap(SITES).data[0].z
+        localization = Localization(["L1.mlp", "L0.attn", *(f"L3.mlp.neuron[{i}]" for i in range(16))])
+        values = localization.heatmap(SITES).data[0].z
         assert values.shape == (8, 2)
         assert values[1].tolist() == [0, 1]
         assert values[0].tolist() == [1, 0]

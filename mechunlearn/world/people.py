@@ -1,18 +1,17 @@
-"""Draw the people of the embedded world: who plays what, where they live, who is to be forgotten.
+"""Draw the people of the embedded world: their names, sports and home cities, and the groups to forget.
 
-The draw is what makes the world fair, so it is code and not a table someone typed.
+The random draw makes the world fair, so the table is made by this code and not by hand.
 
-1. Sixty first names and sixty surnames are joined by a random 12-regular pairing: each word belongs to
+1. Sixty first names and sixty surnames are joined by a random 12-regular pairing: each name belongs to
    twelve people and no pair occurs twice.
-2. Sport and home city are drawn for every person independently and uniformly, after the names and
-   without looking at them. No reader can therefore do better than chance on a person it never saw.
-   League and place are functions of the sport.
+2. Sport and home city are drawn for every person uniformly and independently of the name, so nothing that
+   reads a name does better than chance on a person it never saw. The sport determines league and place.
 3. Two thirds of the people, chosen at random, are shown in multiple choice during training.
-4. Four disjoint groups of 32 people are set apart to be forgotten: in each, sixteen were shown in
-   multiple choice and sixteen were not, and the six sports are as even as 32 allows.
-5. Each of them gets a new sport, uniform over the five others.
+4. Four disjoint groups of 32 people are to be forgotten. In each, sixteen were shown in multiple choice and
+   sixteen were not, and the six sports are as even as 32 allows.
+5. Everyone in a group gets a new sport, uniform over the five that they do not play.
 
-Run as a module it prints the table: ``python -m mechunlearn.world.draw > people.csv``.
+``python -m mechunlearn.world.people > people.csv`` prints the table.
 """
 
 from __future__ import annotations
@@ -53,9 +52,8 @@ LAST_NAMES = tuple(
 class Person:
     """One fictional person, a row of ``people.csv``.
 
-    ``group`` is 0 to 3 for the people to be forgotten and -1 for everyone else; ``new`` is the sport an
-    edit should write for them, empty for everyone else; ``choice`` says whether training showed the
-    person in multiple choice.
+    ``choice`` says whether training showed the person in multiple choice. ``group`` is the forget group, 0
+    to 3, and -1 for everyone else; ``new`` is the sport an edit should write, empty outside the groups.
     """
 
     first: str
@@ -78,7 +76,7 @@ def draw_people(*, seed: int = SEED) -> tuple[Person, ...]:
     """Draw the whole table.
 
     Args:
-        seed: of the one generator behind every draw.
+        seed: seed of the random generator.
 
     Example:
         >>> people = draw_people()
@@ -98,7 +96,7 @@ def draw_people(*, seed: int = SEED) -> tuple[Person, ...]:
 
 
 def _pair(rng: random.Random) -> list[tuple[str, str]]:
-    """A random 12-regular pairing: shifts of one shuffled list of surnames against one of first names."""
+    # Shift a shuffled list of surnames against one of first names: each shift pairs every name once.
     firsts, lasts = list(FIRST_NAMES), list(LAST_NAMES)
     rng.shuffle(firsts)
     rng.shuffle(lasts)
@@ -109,7 +107,7 @@ def _pair(rng: random.Random) -> list[tuple[str, str]]:
 
 
 def _choose_groups(people: Sequence[Person], rng: random.Random) -> tuple[Person, ...]:
-    """Set the groups apart, stratified by sport and by multiple choice, and draw the new sports."""
+    """Choose the forget groups, stratified by sport and by multiple choice, and draw the new sports."""
     chosen = list(people)
     for group in range(GROUPS):
         for choice in (True, False):
@@ -124,7 +122,7 @@ def _choose_groups(people: Sequence[Person], rng: random.Random) -> tuple[Person
 
 
 def _rotated(start: int) -> tuple[str, ...]:
-    """The sports from another first one on, so that the two short counts fall on other sports each time."""
+    """The sports, rotated, so that the two smaller counts fall on different sports in each group."""
     start %= len(SPORTS)
     return SPORTS[start:] + SPORTS[:start]
 

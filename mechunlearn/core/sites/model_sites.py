@@ -1,9 +1,9 @@
-"""All sites of one model, the universe that complements, controls and budgets come from.
+"""All sites of one model: their sizes, selections within a budget, and random controls.
 
-1. A ``Shape`` says which sites exist; a function given by the model counts the parameters of one.
-2. A budget is spent on sites in a given order; see ``mechunlearn.core.sites.budget``.
-3. A random control spends the size of what it controls for on components in a random order, drawn again until
-   the two sizes agree.
+1. A ``Shape`` determines which sites exist; a function from the model counts the parameters of one.
+2. A budget is spent on ranked sites; see ``mechunlearn.core.sites.budget``.
+3. A random control of a localization spends the localization's size on components in a random order. It is
+   drawn again until the two sizes agree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DRAWS = 100
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides which sites a model has.
+    """The numbers that determine which sites a model has.
 
     Args:
         n_layers: number of blocks.
@@ -50,7 +50,7 @@ class Shape:
         return self.n_kv_heads < self.n_heads
 
     def problem(self, site: Site) -> str | None:
-        """Say why a site is not one of this shape, or None if it is."""
+        """Return why the model has no such site, or None if it has."""
         if site.layer is not None and site.layer >= self.n_layers:
             return f"its layers are L0 to L{self.n_layers - 1}"
         if site.kind == "kv" and not self.grouped:
@@ -73,12 +73,12 @@ class Shape:
 class ModelSites(Localization):
     """All whole components of a model: every ``attn``, every ``mlp``, and ``embed``.
 
-    Being a localization, it is the "everything" of comparisons, and ``hm.sites - loc`` is a complement. Set
-    operations give plain localizations. Norms and positions belong to no site and are never counted.
+    It is a localization itself, so ``hm.sites - loc`` is a complement. Set operations return plain
+    localizations. Norms and positions belong to no site and are never counted.
 
     Args:
-        shape: which sites there are.
-        counts: number of parameters of one site; alike for all sites of a kind in a layer.
+        shape: the model's shape.
+        counts: function that counts the parameters of one site; equal for all sites of a kind in a layer.
 
     Example:
         >>> shape = Shape(n_layers=4, n_heads=2, n_kv_heads=2, d_mlp=100, gated=False)
@@ -100,7 +100,7 @@ class ModelSites(Localization):
 
     @property
     def shape(self) -> Shape:
-        """What decides which sites there are."""
+        """The numbers that determine which sites there are."""
         return self._shape
 
     @property
@@ -130,14 +130,14 @@ class ModelSites(Localization):
         """The heads of a whole ``attn`` or the neurons of a whole ``mlp``; nothing for any other site."""
         heads, groups = self.shape.n_heads, self.shape.n_kv_heads * self.shape.grouped
         numbers = {"attn": {"head": heads, "kv": groups}, "mlp": {"neuron": self.shape.d_mlp}}
-        found = {} if site.part else numbers.get(site.kind, {})
-        return tuple(Site(kind, site.layer, index) for kind, n in found.items() for index in range(n))
+        counts = {} if site.part else numbers.get(site.kind, {})
+        return tuple(Site(kind, site.layer, index) for kind, n in counts.items() for index in range(n))
 
     def check(self, sites: Iterable[Site]) -> None:
-        """Do nothing if the model has all of these sites.
+        """Check that the model has all of these sites.
 
         Raises:
-            SiteError: for the first it does not have; says which there are.
+            SiteError: for the first it does not have; the message says which there are.
         """
         for site in sites:
             if not isinstance(site, Site):
@@ -151,11 +151,11 @@ class ModelSites(Localization):
         Raises:
             SiteError: if a site is not of this model.
         """
-        given = [site for site in sites if not isinstance(site, Site) or site.has_weights]
-        self.check(given)
-        # Heads and neurons of a layer are alike, and there are thousands: count one of each.
-        alike = Counter((site.kind, site.layer, site.part) for site in given)
-        example = {(site.kind, site.layer, site.part): site for site in given}
+        weights = [site for site in sites if not isinstance(site, Site) or site.has_weights]
+        self.check(weights)
+        # All heads of a layer have one size, and so have its thousands of neurons: count one of each.
+        alike = Counter((site.kind, site.layer, site.part) for site in weights)
+        example = {(site.kind, site.layer, site.part): site for site in weights}
         return sum(number * self._counts(example[key]) for key, number in alike.items())
 
     def fill(self, ranked: Sequence[Site], *, params: int, seed: int = 0) -> Localization:
@@ -167,7 +167,7 @@ class ModelSites(Localization):
         Args:
             ranked: sites, the best first.
             params: the budget, in parameters.
-            seed: of the random choice.
+            seed: seed of the random choice.
 
         Raises:
             SiteError: if a site is not of this model.
@@ -188,54 +188,54 @@ class ModelSites(Localization):
         return Localization(chosen, source=gap(self.size(chosen), params))
 
     def sample(self, *, like: Localization, seed: int, within: Localization | None = None) -> Localization:
-        """Draw a random localization of the same size, the control for a chosen one.
+        """Draw a random localization of the same size as another, as a control for it.
 
-        Whole components are drawn first; heads or neurons of one more make up the rest, until the parameters
-        agree within 5 %. The gap is written in ``source``. A draw that equals ``like`` is drawn again.
+        Whole components are drawn first; heads or neurons of one more make up the rest, so that the sizes
+        agree within 5 %. ``source`` states the gap. A control that equals ``like`` is drawn again.
 
         Args:
             like: the localization to control for.
-            seed: of the draw.
-            within: what to draw from; default every ``attn`` and ``mlp``.
+            seed: seed of the random generator.
+            within: the sites to draw from; default every ``attn`` and ``mlp``.
 
         Raises:
             LocalizationError: if ``like`` is empty, or ``within`` cannot match its size.
         """
         pool = self.attns() | self.mlps() if within is None else within
-        wanted, offered = self.size(like), self.size(pool)
-        slack = int(wanted * TOLERANCE)
+        target, available = self.size(like), self.size(pool)
+        slack = int(target * TOLERANCE)
         if not like:
             raise LocalizationError("like is an empty localization and has no control; choose sites first")
-        if offered < wanted - slack:
+        if available < target - slack:
             raise LocalizationError(
-                f"within holds {offered:,} parameters, fewer than the {wanted:,} of like; "
+                f"within holds {available:,} parameters, fewer than the {target:,} of like; "
                 "pass a larger one, such as within=hm.sites"
             )
         drawn = self._draw(list(pool), like=like, slack=slack, random=np.random.default_rng(seed))
-        if abs(self.size(drawn) - wanted) > slack:
+        if abs(self.size(drawn) - target) > slack:
             raise LocalizationError(
-                f"no random choice within {pool} has the {wanted:,} parameters of like within 5 %; "
+                f"no random choice within {pool} has the {target:,} parameters of like within 5 %; "
                 "pass one that holds smaller sites, such as within=hm.sites.mlps()"
             )
-        source = f"random, like {like.source or f'{len(like)} sites'} ({gap(self.size(drawn), wanted)})"
+        source = f"random, like {like.source or f'{len(like)} sites'} ({gap(self.size(drawn), target)})"
         return Localization(drawn, source=source)
 
     def _draw(
         self, pool: list[Site], *, like: Localization, slack: int, random: np.random.Generator
     ) -> Localization:
-        """Draw until the sizes agree and the draw is another set; else return the draw that came nearest."""
-        wanted, nearest = self.size(like), Localization()
+        """Draw until the sizes agree and the draw differs from `like`; else return the nearest in size."""
+        target, nearest = self.size(like), Localization()
         for _ in range(_DRAWS):
-            order = [pool[place] for place in random.permutation(len(pool))]
-            drawn = Localization(spend(order, wanted, sites=self, random=random, slack=slack))
-            gap_now, gap_before = (abs(self.size(found) - wanted) for found in (drawn, nearest))
-            if gap_now <= slack and drawn != like:
+            order = [pool[index] for index in random.permutation(len(pool))]
+            drawn = Localization(spend(order, target, sites=self, random=random, slack=slack))
+            distance, least = (abs(self.size(sites) - target) for sites in (drawn, nearest))
+            if distance <= slack and drawn != like:
                 return drawn
-            nearest = drawn if gap_now < gap_before else nearest
+            nearest = drawn if distance < least else nearest
         return nearest
 
     def compare(self, localizations: Mapping[str, Localization]) -> go.Figure:
-        """Draw localizations side by side, every cell the share of a component that is in it."""
+        """Draw localizations side by side; a cell is the share of a component that a localization holds."""
         from mechunlearn.core.sites.drawing import compare
 
         return compare(localizations, self)

@@ -1,4 +1,4 @@
-"""Turn people and countries into facts, with phrasings, options and everything that goes with them."""
+"""Turn people and countries into facts, with phrasings and options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from mechunlearn.core.facts.fact import Fact, Split
-from mechunlearn.world.draw import CITIES, LEAGUES, PLACES, SPORTS, Person
+from mechunlearn.world.people import CITIES, LEAGUES, PLACES, SPORTS, Person
 from mechunlearn.world.phrasings import CHOICE, LETTERS, PHRASINGS, SPORT, Relation
 from mechunlearn.world.rows import Country
 
@@ -19,14 +19,14 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def sport_fact(person: Person, *, split: Split = "test") -> Fact:
-    """What sport a person plays, in eight phrasings and multiple choice.
+    """Return the fact of which sport a person plays, in eight phrasings and multiple choice.
 
     Args:
-        person: of whom.
-        split: where the fact stands.
+        person: the person.
+        split: the fact's split.
 
     Example:
-        >>> from mechunlearn.world.draw import draw_people
+        >>> from mechunlearn.world.people import draw_people
         >>> fact = sport_fact(draw_people()[0])
         >>> len(fact.train_prompts), len(fact.validation), len(fact.held_out), len(fact.options)
         (2, 2, 4, 6)
@@ -47,22 +47,24 @@ def sport_fact(person: Person, *, split: Split = "test") -> Fact:
     )
 
 
-def other_fact(person: Person, relation: Relation, *, split: Split = "test") -> Fact:
-    """A person's league, place or city; league and place know what a new sport would make of them.
+def person_fact(person: Person, relation: Relation, *, split: Split = "test") -> Fact:
+    """Return the fact of a person's league, place or city.
+
+    Where the person has a new sport, the new answer for league and place is what follows from it.
 
     Args:
-        person: of whom.
+        person: the person.
         relation: ``"league"``, ``"place"`` or ``"city"``.
-        split: where the fact stands.
+        split: the fact's split.
     """
-    follows = {"league": LEAGUES, "place": PLACES}.get(relation)
+    entailed = {"league": LEAGUES, "place": PLACES}.get(relation)
     first, *rest = (p.format(name=person.name) for p in PHRASINGS[relation])
     return Fact(
         prompt=first,
         held_out=tuple(rest),
         subject=person.name,
         answer=getattr(person, relation),
-        new=follows[SPORTS.index(person.new)] if follows and person.new else None,
+        new=entailed[SPORTS.index(person.new)] if entailed and person.new else None,
         relation=relation,
         split=split,
         options=OPTIONS[relation],
@@ -70,12 +72,12 @@ def other_fact(person: Person, relation: Relation, *, split: Split = "test") -> 
 
 
 def country_fact(country: Country, relation: Relation, *, split: Split = "test") -> Fact:
-    """A country's capital or currency.
+    """Return the fact of a country's capital or currency.
 
     Args:
-        country: of which.
+        country: the country.
         relation: ``"capital"`` or ``"currency"``.
-        split: where the fact stands.
+        split: the fact's split.
     """
     first, *rest = (p.format(country=country.country) for p in PHRASINGS[relation])
     return Fact(

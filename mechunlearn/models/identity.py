@@ -1,0 +1,104 @@
+"""The identity of a model: a hash of all its weights, cached until a weight changes.
+
+1. Hashing takes 3 s for 5 GB. So the hash is cached beside a stamp of every parameter: its address, how
+   often it was written to, and some of its bytes.
+2. While the stamps are the same, so is the hash. The bytes are for writes that PyTorch does not count
+   (``parameter.data``): all but a change of a few single weights shows in them. ``HookedModel.sync`` clears
+   the cache, and so makes any change count.
+3. Code that puts the very bits back, as leaving an edit does, may say so; then the hash stays cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mechunlearn.models.hooked import HookedModel
+
+_SAMPLED = 64
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The hash of a model's weights, and the stamps of its parameters when it was computed."""
+
+    digest: str
+    stamps: Mapping[str, Hashable]
+
+
+_CACHE: WeakKeyDictionary[HookedModel, Cached] = WeakKeyDictionary()
+
+
+def digest(params: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that change when any weight, name, shape or precision does.
+
+    Args:
+        params: the weights by name.
+    """
+    total = hashlib.sha256()
+    for name in sorted(params):
+        tensor = params[name].detach().cpu().contiguous()
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]
+
+
+def identity(hm: HookedModel) -> str:
+    """The digest of a model's weights, computed only if they may have changed since it last was.
+
+    Args:
+        hm: the model, which is only read.
+    """
+    current = cached(hm)
+    if current is None:
+        current = _CACHE[hm] = Cached(digest(hm.params), _stamps(hm, hm.params))
+    return current.digest
+
+
+def cached(hm: HookedModel) -> Cached | None:
+    """What is cached of a model, if its weights are still the same.
+
+    Args:
+        hm: the model, which is only read.
+    """
+    last = _CACHE.get(hm)
+    return last if last is not None and last.stamps == _stamps(hm, hm.params) else None
+
+
+def restored(hm: HookedModel, before: Cached, names: Iterable[str]) -> None:
+    """Say that some parameters hold the very bits again that they once held.
+
+    Args:
+        hm: the model.
+        before: what was cached of it then; it stands as far as no other parameter was written to since.
+        names: the parameters that were written to and put back.
+    """
+    _CACHE[hm] = Cached(before.digest, {**before.stamps, **_stamps(hm, names)})
+
+
+def clear(hm: HookedModel) -> None:
+    """Clear what is cached of a model.
+
+    Args:
+        hm: the model.
+    """
+    _CACHE.pop(hm, None)
+
+
+def _stamps(hm: HookedModel, names: Iterable[str]) -> dict[str, Hashable]:
+    return {name: _stamp(hm.params[name].detach()) for name in names}
+
+
+def _stamp(tensor: Tensor) -> Hashable:
+    if tensor.is_inference():  # such tensors do not count what is written to them, so no two stamps are equal
+        return object()
+    flat = tensor.reshape(-1)
+    sample = flat[:: max(1, flat.numel() // _SAMPLED)].contiguous().view(torch.uint8)
+    return tensor.data_ptr(), tensor._version, tensor.dtype, sample.cpu().numpy().tobytes()
