@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from mechunlearn.core.files import write_text
 from mechunlearn.errors import DataError, GridError, one_of
@@ -26,6 +26,7 @@ BACKENDS = ("local",)
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
 
+@runtime_checkable
 class Cell(Protocol):
     """One piece of work, such as one method at one localization."""
 
@@ -69,7 +70,9 @@ def run(
     store = None if folder is None else Path(folder)
     if store is not None:
         store.mkdir(parents=True, exist_ok=True)
-    results = {} if store is None else {key: _load(store, key) for key in by_key if _file(store, key).exists()}
+    results = (
+        {} if store is None else {key: _load(store, key) for key in by_key if _file(store, key).exists()}
+    )
     missing = {key: cell for key, cell in by_key.items() if key not in results}
     errors: dict[str, str] = {}
     for key, result, error in _outcomes(missing, workers, progress=progress):
@@ -93,7 +96,7 @@ def fingerprint(*parts: object) -> str:
 
     Example:
         >>> fingerprint("NPO", 0.001), len(fingerprint("NPO", 0.003))
-        ('e32d2b5f57e6c2d5', 16)
+        ('3e0d2867d82625af', 16)
     """
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -106,19 +109,19 @@ def _by_key(cells: Sequence[Cell]) -> dict[str, Cell]:
         key = cell.key
         if not _KEY.fullmatch(key):
             raise GridError(
-                f"a cell has the key {key!r}, which cannot name a file; use up to 200 of A-Z a-z 0-9 . _ + -, "
-                "a letter or a digit first"
+                f"a cell has the key {key!r}, which cannot name a file; use at most 200 of "
+                "A-Z a-z 0-9 . _ + -, with a letter or a digit first"
             )
-        if key.casefold() in folded:
-            raise GridError(f"two cells have the keys {folded[key.casefold()]!r} and {key!r}; give each its own")
+        twin = folded.setdefault(key.casefold(), key)
+        if key in by_key or twin != key:
+            raise GridError(f"two cells have the keys {twin!r} and {key!r}; give each a key of its own")
         by_key[key] = cell
-        folded[key.casefold()] = key
     return by_key
 
 
 def _outcomes(cells: Mapping[str, Cell], workers: int, *, progress: bool) -> Iterator[tuple[str, Any, str]]:
     """Each cell's key, result and traceback (empty if it succeeded), as soon as it is done."""
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed  # type: ignore[import-untyped]
     from tqdm.auto import tqdm
 
     # Unordered, since an outcome that waits for its turn would be lost if the run is broken off.
@@ -129,7 +132,7 @@ def _outcomes(cells: Mapping[str, Cell], workers: int, *, progress: bool) -> Ite
 
 def _attempt(key: str, cell: Cell) -> tuple[str, Any, str]:
     try:
-        with _one_thread():
+        with one_thread():
             # Through JSON here, so that a result that JSON cannot hold is an error of its cell.
             return key, json.loads(json.dumps(cell.run())), ""
     except Exception:
@@ -137,9 +140,10 @@ def _attempt(key: str, cell: Cell) -> tuple[str, Any, str]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as cells do, until the block is left."""
     import torch
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     threads = torch.get_num_threads()
     try:
@@ -177,5 +181,7 @@ def _save(folder: Path, key: str, result: Any, error: str) -> None:
 
 def _failure(errors: Mapping[str, str], total: int, folder: Path | None) -> str:
     first = next(iter(errors.values())).strip().splitlines()[-1]
-    where = "" if folder is None else f"; tracebacks are in {folder}, and the next run tries these cells again"
+    where = (
+        "" if folder is None else f"; tracebacks are in {folder}, and the next run tries these cells again"
+    )
     return f"{len(errors)} of {total} cells failed: {', '.join(errors)}. The first error is {first}{where}"

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from mechunlearn.experiments.method_comparison.choosing import choose
+from mechunlearn.experiments.method_comparison.places import RANDOM, places
 
 import mechunlearn as mu
 from mechunlearn.editing.edits.history import History
@@ -14,8 +16,6 @@ from mechunlearn.editing.edits.recipes import Recipe
 from mechunlearn.errors import TrainingError
 from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP
 from mechunlearn.experiments.method_comparison import catalogue, choosing, closed
-from mechunlearn.experiments.method_comparison.choosing import choose
-from mechunlearn.experiments.method_comparison.places import RANDOM, places
 
 INJECT = mu.objectives.Inject()
 

@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import pytest
+from mechunlearn.experiments.demo.jobs import STOP, Done, Job
 
 from mechunlearn.auditing.report.estimates import GOLD, UNTOUCHED, Row
 from mechunlearn.core.statistics import Interval
 from mechunlearn.experiments.demo import findings as words
 from mechunlearn.experiments.demo import page, table
-from mechunlearn.experiments.demo.jobs import STOP, Done, Job
 from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP, RANDOM, TRACED
 
 PEOPLE = 20

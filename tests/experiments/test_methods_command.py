@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mechunlearn.experiments.method_comparison.choosing import Tried
+from mechunlearn.experiments.method_comparison.places import RANDOM
 from typer.testing import CliRunner
 
 import mechunlearn as mu
@@ -17,8 +19,6 @@ from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP
 from mechunlearn.experiments.method_comparison import catalogue, cells, closed, jobs, picture, running, table
 from mechunlearn.experiments.method_comparison import findings as words
 from mechunlearn.experiments.method_comparison.cells import GOLD, UNTOUCHED, Cell
-from mechunlearn.experiments.method_comparison.choosing import Tried
-from mechunlearn.experiments.method_comparison.places import RANDOM
 
 PEOPLE = 20
 

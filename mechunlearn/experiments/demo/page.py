@@ -1,4 +1,4 @@
-"""The demo's pictures and its page."""
+"""The demo's figures and its page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mechunlearn.core.statistics import Interval
 from mechunlearn.core.viz.curves import line_plot
 from mechunlearn.core.viz.grids import matrix_plot
 from mechunlearn.core.viz.stacks import stack
-from mechunlearn.experiments.demo.jobs import Done
+from mechunlearn.experiments.demo.lines import Line, Lines, mean
 from mechunlearn.experiments.demo.looking import Look
 from mechunlearn.experiments.demo.readings import side_by_side
-from mechunlearn.experiments.demo.table import COLUMNS, UNITS, mean
+from mechunlearn.experiments.outcomes import COLUMNS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -32,20 +32,19 @@ these people: what perfect removal looks like.</p>
 """
 
 
-def figures(
-    looks: Sequence[Look],
-    profile: Mapping[str, Sequence[Done]],
-    sites: ModelSites,
-) -> dict[str, go.Figure]:
-    """Every picture of the report, by name.
+def figures(looks: Sequence[Look], profile: Lines, sites: ModelSites) -> dict[str, go.Figure]:
+    """Draw every figure of the report.
 
     Args:
-        looks: one per draw; the first is drawn.
-        profile: the jobs of the depth profile, by pair of MLPs.
-        sites: of the embedded model.
+        looks: the looks, one per draw; the first is drawn.
+        profile: the lines of the depth profile, by pair of MLPs.
+        sites: the sites of the embedded model.
+
+    Returns:
+        The figures by name.
     """
     first = looks[0]
-    drawn = {
+    by_name = {
         "fact lookup": first.lookup.heatmap(),
         "probe": first.lookup.evidence["probe"].curves(),
         "readings": side_by_side(first.lookup, first.ablation),
@@ -54,25 +53,24 @@ def figures(
         "localizations": sites.compare(first.localizations),
     }
     if profile:
-        drawn["depth profile"] = depth_profile(profile, first)
-    return drawn
+        by_name["depth profile"] = depth_profile(profile, first)
+    return by_name
 
 
-def depth_profile(profile: Mapping[str, Sequence[Done]], seen: Look) -> go.Figure:
-    """The same edit at every pair of neighbouring MLPs, by depth, under what the localizers saw there.
+def depth_profile(profile: Lines, look: Look) -> go.Figure:
+    """Draw the same edit at every pair of neighbouring MLPs, below the localizers' scores of each MLP.
 
     Args:
-        profile: the jobs, by pair.
-        seen: the look that the first draw's edits came from.
+        profile: the lines, by pair.
+        look: the scores of the first draw.
     """
     import numpy as np
 
-    found = {name: [mean(done, COLUMNS[name]) for done in profile.values()] for name in PROFILE}
-    titles = {name: COLUMNS[name].title for name in PROFILE}
+    means = {COLUMNS[name].title: [mean(line, name) for line in profile.values()] for name in PROFILE}
     readings = {
-        "attribution patching": seen.attribution.only("mlp"),
-        "causal tracing": seen.trace.only("mlp"),
-        "fact lookup": seen.lookup,
+        "attribution patching": look.attribution.only("mlp"),
+        "causal tracing": look.trace.only("mlp"),
+        "fact lookup": look.lookup,
     }
     heights = np.array([np.abs(scores.reduce().values.values) for scores in readings.values()])
     above = matrix_plot(
@@ -83,73 +81,75 @@ def depth_profile(profile: Mapping[str, Sequence[Done]], seen: Look) -> go.Figur
         unit="share of its highest",
     )
     below = line_plot(
-        {titles[name]: [cell.mean for cell in cells] for name, cells in found.items()},
-        x=[f"{pair}" for pair in profile],
+        {title: [cell.mean for cell in cells] for title, cells in means.items()},
+        x=list(profile),
         at=[float(pair.split("+")[0]) + 0.5 for pair in profile],
-        bands={
-            titles[name]: ([c.low for c in cells], [c.high for c in cells]) for name, cells in found.items()
-        },
+        bands={title: ([c.low for c in cells], [c.high for c in cells]) for title, cells in means.items()},
         title="The same edit at two neighbouring MLPs",
         unit="share of people",
     )
     return stack([above, below])
 
 
-def table_html(lines: Mapping[str, Sequence[Done]]) -> str:
-    """The table as HTML.
+def table_html(lines: Lines) -> str:
+    """Write the table as HTML.
 
     Args:
-        lines: the jobs of each line.
+        lines: the lines by name.
     """
-    head = ["edited at", "parameters", "lr", "steps", *(COLUMNS[unit].title for unit in UNITS)]
+    head = ["edited at", "parameters", "lr", "steps", *(column.title for column in COLUMNS.values())]
     rows = ["".join(f'<th style="white-space: normal">{html.escape(cell)}</th>' for cell in head)]
-    for name, done in lines.items():
-        cells = [html.escape(cell) for cell in (name, size_of(done), *fitted(done))]
-        cells += [_cell(mean(done, COLUMNS[unit])) for unit in UNITS]
+    for name, line in lines.items():
+        cells = [html.escape(cell) for cell in (name, size_of(line), *fit_of(line))]
+        cells += [_cell(mean(line, column)) for column in COLUMNS]
         rows.append("".join(f"<td>{cell}</td>" for cell in cells))
     inner = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="audit"><table>{inner}</table></div>'
 
 
-def _cell(found: Interval) -> str:
-    """The mean, and below it the interval, so that the table stays narrow."""
-    value, _, bounds = html.escape(str(found)).partition(" ")
+def _cell(interval: Interval) -> str:
+    # The bounds stand below the mean, so that the table stays narrow.
+    value, _, bounds = html.escape(str(interval)).partition(" ")
     return f"{value}<br><small>{bounds}</small>"
 
 
-def size_of(done: Sequence[Done]) -> str:
-    """How many parameters a line's edits could change, in thousands."""
-    sizes = sorted({round(each.size / 1000) for each in done})
+def size_of(line: Line) -> str:
+    """Return the number of parameters that a line's edits could change, in thousands.
+
+    Args:
+        line: one line.
+    """
+    sizes = sorted({round(result.size / 1000) for result in line})
     return " / ".join(f"{size} k" if size else "–" for size in sizes)
 
 
-def fitted(done: Sequence[Done]) -> tuple[str, str]:
-    """Learning rate and steps of a line's edits, draw by draw."""
-    edited = [each for each in done if each.size]
-    return " / ".join(f"{each.lr:g}" for each in edited), " / ".join(str(each.steps) for each in edited)
+def fit_of(line: Line) -> tuple[str, str]:
+    """Return learning rates and steps of a line's edits, draw by draw.
+
+    Args:
+        line: one line.
+    """
+    edited = [result for result in line if result.size]
+    return " / ".join(f"{r.lr:g}" for r in edited), " / ".join(str(r.steps) for r in edited)
 
 
 def write(
-    lines: Mapping[str, Sequence[Done]],
-    said: Sequence[str],
-    drawn: Mapping[str, go.Figure],
-    notes: Sequence[str],
-    audit: Report,
+    lines: Lines, verdict: Sequence[str], drawn: Mapping[str, go.Figure], notes: Sequence[str], audit: Report
 ) -> str:
-    """The whole page.
+    """Write the page as HTML.
 
     Args:
-        lines: the table.
-        said: the verdict.
-        drawn: the pictures.
-        notes: how it was run.
+        lines: the lines of the table.
+        verdict: the findings, one a sentence.
+        drawn: the figures by name.
+        notes: how it was run, then where every edit was made.
         audit: the full audit of the lookup edit.
     """
-    verdict = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in said)
-    blocks: list[str | go.Figure] = [INTRODUCTION, "<h2>What was found</h2>", f"<ul>{verdict}</ul>"]
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdict)
+    blocks: list[str | go.Figure] = [INTRODUCTION, "<h2>What was found</h2>", f"<ul>{items}</ul>"]
     blocks += ["<h2>Every row</h2>", table_html(lines)]
-    how, *places = (f'<p class="note">{html.escape(note)}</p>' for note in notes)
-    blocks += [how, f"<details><summary>Where every edit was made</summary>{''.join(places)}</details>"]
+    how, *edits = (f'<p class="note">{html.escape(note)}</p>' for note in notes)
+    blocks += [how, f"<details><summary>Where every edit was made</summary>{''.join(edits)}</details>"]
     blocks += ["<h2>Where it looks facts up</h2>", *drawn.values()]
     blocks += ["<h2>The lookup edit, audited</h2>", audit._repr_html_(), *audit.figures.values()]
     return page("mechunlearn: look, cut, doubt", blocks)

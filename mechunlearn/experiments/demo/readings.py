@@ -1,13 +1,13 @@
 """Where the model looks facts up, by three readings that share nothing but the model.
 
-1. *Reading*: how much better a linear probe names the answer at the last subject token after an MLP than
+1. *Probing*: how much better a linear probe names the answer at the last subject token after an MLP than
    before it.
-2. *Swapping*: how much of the preference for the own answer moves to another person's when the MLP's output
-   at the last subject token is taken from that person's prompt.
+2. *Swapping*: how much of the preference for the person's answer moves to another person's when the MLP's
+   output at the last subject token is taken from that person's prompt.
 3. *Ablating*: how much accuracy is lost when the MLP's output on all subject tokens is replaced by its mean
    over these tokens.
 
-They are reported side by side as found; no edit is chosen by their agreement.
+They are reported side by side; no edit is chosen by their agreement.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 def ablation(hm: HookedModel, facts: Sequence[Fact]) -> Scores:
-    """Accuracy lost by mean-ablating each MLP on the subject's tokens.
+    """Score each MLP by the accuracy lost when it is mean-ablated on the subject's tokens.
 
     Args:
         hm: the model; it is left as it was.
-        facts: with options of one token each; the likeliest option counts as said.
+        facts: facts with options of one token each; the likeliest option counts as the model's answer.
 
     Example:
         >>> from mechunlearn import world
@@ -45,7 +45,7 @@ def ablation(hm: HookedModel, facts: Sequence[Fact]) -> Scores:
     """
     batch = encode(hm, facts, answer=None)
     options = torch.stack([_first_ids(hm, fact) for fact in facts])
-    right = torch.tensor([fact.options.index(fact.answer) for fact in facts])
+    correct = torch.tensor([fact.options.index(fact.answer) for fact in facts])
     rows = torch.arange(len(facts))
 
     def accuracy(layer: int | None) -> float:
@@ -53,13 +53,13 @@ def ablation(hm: HookedModel, facts: Sequence[Fact]) -> Scores:
         hooks = [] if layer is None else [ablate(name, to="mean", at=batch.subject)]
         with torch.no_grad():
             logits = hm.run_with_hooks(batch.tokens, fwd_hooks=hooks, attention_mask=batch.mask)
-        said = logits[rows, batch.end].gather(1, options).argmax(1)
-        return float((said == right).float().mean())
+        predicted = logits[rows, batch.end].gather(1, options).argmax(1)
+        return float((predicted == correct).float().mean())
 
-    whole = accuracy(None)
+    unablated = accuracy(None)
     sites = tuple(hm.sites.mlps())
     return Scores.of(
-        torch.tensor([whole - accuracy(site.layer) for site in sites]),
+        torch.tensor([unablated - accuracy(site.layer) for site in sites]),
         sites,
         params={site: hm.size([site]) for site in sites},
         total_params=hm.sites.total,
@@ -73,11 +73,11 @@ def _first_ids(hm: HookedModel, fact: Fact) -> Int[Tensor, " option"]:
 
 
 def side_by_side(lookup: Scores, ablated: Scores) -> go.Figure:
-    """The three readings in one picture.
+    """Draw the three readings in one figure.
 
     Args:
-        lookup: of fact lookup, whose evidence holds the first two.
-        ablated: the third.
+        lookup: scores of fact lookup, whose evidence holds the first two readings.
+        ablated: scores of the third.
     """
     layers = [f"L{site.layer}" for site in ablated.sites]
     curves = {

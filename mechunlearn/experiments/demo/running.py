@@ -1,9 +1,9 @@
-"""Run the demo: looks, then edits and exams side by side, then table, pictures and findings.
+"""Run the demo: find localizations, edit and examine every cell, then table, figures and findings.
 
-1. For every draw (a forget group and a seed) the model is looked at and the localizations are made.
+1. For every draw (a forget group and a seed) the localizers are run and the localizations are chosen.
 2. For every draw the untouched and the gold model take the exam, and one edit per localization is fitted
-   and takes it; on the first draw also one edit per pair of neighbouring MLPs.
-3. The rows are pooled over draws, and the same rows, whatever they say, become the report.
+   and takes it; on the first draw also one edit per pair of neighbouring MLPs, and refits at random.
+3. The draws of a line are pooled, and the lines become the report, whatever they say.
 """
 
 from __future__ import annotations
@@ -11,168 +11,184 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from mechunlearn import world
 from mechunlearn.auditing.controls import distinct
 from mechunlearn.auditing.report.estimates import CONTROL, EDITED, GOLD, UNTOUCHED
 from mechunlearn.auditing.report.report import Report
+from mechunlearn.core import grid
 from mechunlearn.core.files import write_text
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.model_sites import ModelSites
-from mechunlearn.experiments.demo import findings, page, table
-from mechunlearn.experiments.demo.jobs import RATES, STEPS, STOP, Done, Job, Pool, group_of
-from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP, RANDOM, TRACED, Look, pairs
+from mechunlearn.experiments.demo import findings, page
+from mechunlearn.experiments.demo.cells import RATES, STEPS, STOP, DemoCell, DemoResult
+from mechunlearn.experiments.demo.lines import Lines, mean
+from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP, RANDOM, TRACED, Look, look, pairs
+from mechunlearn.experiments.embedded import facts_of, group_of, model
+from mechunlearn.experiments.outcomes import COLUMNS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-QUICK_ROWS = (LOOKUP, TRACED[0], RANDOM, EVERYTHING)
+QUICK_LINES = (LOOKUP, TRACED[0], RANDOM, EVERYTHING)
 QUICK_PAIRS = ("0+1", "6+7")
 PAIR = "MLPs "
-CONTROLS = 3
+CONTROLS = tuple(f"{CONTROL} {number}" for number in (1, 2, 3))
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found; shows itself as a table with its verdict."""
+    """The result of the demo; shows itself as a table with its verdict.
+
+    Args:
+        looks: the scores and localizations of every draw.
+        results: every line's results, those of the depth profile and of the controls among them.
+        sites: the sites of the embedded model.
+        seconds: the time it took.
+        cores: number of processor cores that it ran on.
+    """
 
     looks: tuple[Look, ...]
-    done: tuple[Done, ...]
+    results: Lines
     sites: ModelSites
     seconds: float
     cores: int
 
     @cached_property
-    def lines(self) -> Mapping[str, Sequence[Done]]:
-        """The jobs of every line of the table."""
-        order = ["untouched", "gold", *self.looks[0].localizations]
-        found = table.by_name(self.done)
-        return {name: found[name] for name in order if name in found}
+    def lines(self) -> Lines:
+        """The lines of the table."""
+        names = (UNTOUCHED, GOLD, *self.looks[0].localizations)
+        return {name: self.results[name] for name in names if name in self.results}
 
     @cached_property
-    def profile(self) -> Mapping[str, Sequence[Done]]:
-        """The jobs of the depth profile, by pair of MLPs."""
-        found = table.by_name(self.done)
-        return {name.removeprefix(PAIR): found[name] for name in sorted(found) if name.startswith(PAIR)}
+    def profile(self) -> Lines:
+        """The lines of the depth profile, by pair of MLPs."""
+        names = sorted(name for name in self.results if name.startswith(PAIR))
+        return {name.removeprefix(PAIR): self.results[name] for name in names}
 
     @property
     def verdict(self) -> list[str]:
-        """What was found, in findings."""
+        """The findings, one a sentence."""
         return findings.sentences(self.lines)
 
     @property
     def figures(self) -> Mapping[str, go.Figure]:
-        """Every picture of the report, by name."""
+        """Every figure of the report, by name."""
         return page.figures(self.looks, self.profile, self.sites)
 
     @property
     def notes(self) -> list[str]:
-        """How it was run."""
-        draws = ", ".join(f"{d} (group {group_of(d)})" for d in range(len(self.looks)))
-        places = [
-            f"draw {draw}, {name}: {found!r}"
-            for draw, each in enumerate(self.looks)
-            for name, found in each.localizations.items()
+        """How it was run, and where every edit was made."""
+        draws = ", ".join(f"{draw} (group {group_of(draw)})" for draw in range(len(self.looks)))
+        localizations = [
+            f"draw {draw}, {name}: {localization!r}"
+            for draw, look in enumerate(self.looks)
+            for name, localization in look.localizations.items()
         ]
         return [
             f"Draws: {draws}; seeds are the draws' numbers. Every edit: Inject on two phrasings, at most "
             f"{STEPS} steps, the lowest learning rate of {RATES} that reaches {STOP.goal:.0%} new answers "
             f"on validation phrasings with {STOP.min_retention:.0%} retained. "
             f"Intervals: 95 %, bootstrap over people. {self.seconds:.0f} s on {self.cores} cores.",
-            *places,
+            *localizations,
         ]
 
     def __repr__(self) -> str:
         """The table and the verdict as text."""
-        titles = [table.COLUMNS[unit].title for unit in table.UNITS]
         width = max(len(name) for name in self.lines) + 1
-        rows = [" " * width + "  ".join(f"{title:>22}" for title in titles)]
-        for name, done in [*self.lines.items(), *self.profile.items()]:
-            cells = [f"{table.mean(done, table.COLUMNS[unit])!s:>22}" for unit in table.UNITS]
-            rows.append(f"{name:{width}}" + "  ".join(cells))
+        rows = [" " * width + "  ".join(f"{column.title:>22}" for column in COLUMNS.values())]
+        for name, line in [*self.lines.items(), *self.profile.items()]:
+            rows.append(f"{name:{width}}" + "  ".join(f"{mean(line, column)!s:>22}" for column in COLUMNS))
         return "\n".join([*rows, "", *self.verdict])
 
     @cached_property
     def audit(self) -> Report:
-        """The full audit of the first draw's lookup edit, beside its own recipe at random places."""
-        names = {LOOKUP: EDITED, "untouched": UNTOUCHED, "gold": GOLD}
-        names |= {name: name for name in map(_control, range(CONTROLS))}
-        first = [each for each in self.done if each.job.draw == 0 and each.job.name in names]
-        rows = [row._replace(model=names[each.job.name]) for each in first for row in each.rows]
-        rows.sort(key=lambda row: list(names.values()).index(row.model))
-        found = self.looks[0].localizations[LOOKUP]
-        placed = [f"{each.job.name}: {_shown(each)}" for each in first if each.job.name.startswith(CONTROL)]
-        notes = placed or ["no control: the quick demo leaves them out"]
-        title = f"the lookup edit of draw 0: {found}"
-        return Report(title, tuple(rows), attacks=("relearning",), notes=tuple(notes))
+        """The full audit of the first draw's lookup edit, beside the same recipe at random localizations."""
+        models = {LOOKUP: EDITED, UNTOUCHED: UNTOUCHED, GOLD: GOLD} | {name: name for name in CONTROLS}
+        results = {models[name]: line[0] for name, line in self.results.items() if name in models}
+        rows = [
+            row._replace(model=name)
+            for name in models.values()
+            if name in results
+            for row in results[name].rows
+        ]
+        notes = [f"{name}: {_control_note(results[name])}" for name in CONTROLS if name in results]
+        return Report(
+            f"the lookup edit of draw 0: {self.looks[0].localizations[LOOKUP]}",
+            tuple(rows),
+            attacks=("relearning",),
+            notes=tuple(notes or ["no control: the quick demo leaves them out"]),
+        )
 
     def to_html(self, path: str | Path) -> None:
         """Write the report, one file that needs nothing else.
 
         Args:
-            path: of the file.
+            path: the file.
         """
-        rows = {**self.lines, **{PAIR + pair: done for pair, done in self.profile.items()}}
-        whole = page.write(rows, self.verdict, self.figures, self.notes, self.audit)
-        write_text(path, whole)
+        lines = {**self.lines, **{PAIR + pair: line for pair, line in self.profile.items()}}
+        write_text(path, page.write(lines, self.verdict, self.figures, self.notes, self.audit))
 
 
-def run(*, draws: int = 2, quick: bool = False, progress: bool = True) -> Demo:
+def run(
+    *,
+    draws: int = 2,
+    quick: bool = False,
+    workers: int | None = None,
+    backend: Literal["local"] = "local",
+    progress: bool = True,
+) -> Demo:
     """Run the main job on the embedded model.
 
     Args:
-        draws: how many groups of people are forgotten, one after another.
-        quick: fewer rows.
-        progress: whether to show a bar.
+        draws: number of groups of people that are forgotten, one after another.
+        quick: run fewer lines.
+        workers: number of processes; None for one per core.
+        backend: where cells run.
+        progress: show a progress bar.
     """
-    from tqdm.auto import tqdm
-
     started = time.perf_counter()
-    hm = world.model()
+    hm = model("original")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with Pool(workers=cores) as pool:
-        looks = pool.looks(range(draws))
-        jobs = _jobs(looks, pairs(hm), hm.sites, quick=quick)
-        distinct = {job.key: job for job in reversed(jobs)}
-        bar = tqdm(total=len(distinct), desc="edit and examine", disable=not progress)
-        found = {}
-        for each in pool.all(distinct.values()):
-            found[each.job.key] = each
-            bar.update()
-        bar.close()
-    # Where two methods chose the same sites, one edit serves both lines.
-    done = [replace(found[job.key], job=job) for job in jobs]
-    seconds = time.perf_counter() - started
-    return Demo(tuple(looks), tuple(done), hm.sites, seconds, cores)
+    with grid.one_thread():
+        looks = [look(hm, facts_of(draw), seed=draw) for draw in range(draws)]
+    lines = _lines(looks, pairs(hm), hm.sites, quick=quick)
+    # Where two methods chose the same sites, one cell serves both lines.
+    cells = dict.fromkeys(cell for line in lines.values() for cell in line)
+    records = grid.run(list(cells), workers=workers or cores, backend=backend, progress=progress)
+    results = {
+        name: tuple(DemoResult.from_json(cell, records[cell.key]) for cell in line)
+        for name, line in lines.items()
+    }
+    return Demo(tuple(looks), results, hm.sites, time.perf_counter() - started, cores)
 
 
-def _jobs(
+def _lines(
     looks: Sequence[Look], by_depth: Mapping[str, Localization], sites: ModelSites, *, quick: bool
-) -> list[Job]:
-    jobs = []
-    for draw, each in enumerate(looks):
-        jobs += [Job(draw, "untouched"), Job(draw, "gold", checkpoint="gold")]
-        for name, found in each.localizations.items():
-            if not quick or name in QUICK_ROWS:
-                jobs.append(Job(draw, name, tuple(map(str, found))))
-    for name, found in by_depth.items():
+) -> dict[str, list[DemoCell]]:
+    """The cells of every line, one per draw."""
+    draws = range(len(looks))
+    lines = {UNTOUCHED: [DemoCell(draw) for draw in draws]}
+    lines[GOLD] = [DemoCell(draw, checkpoint="gold") for draw in draws]
+    for name in looks[0].localizations:
+        if not quick or name in QUICK_LINES:
+            lines[name] = [_edited(draw, looks[draw].localizations[name]) for draw in draws]
+    for name, localization in by_depth.items():
         if not quick or name in QUICK_PAIRS:
-            jobs.append(Job(0, PAIR + name, tuple(map(str, found))))
-    lookup = looks[0].localizations[LOOKUP]
-    controls = [] if quick else distinct(sites, lookup, count=CONTROLS, seed=0)
-    jobs += [Job(0, _control(n), tuple(map(str, place))) for n, place in enumerate(controls)]
-    return jobs
+            lines[PAIR + name] = [_edited(0, localization)]
+    if not quick:
+        controls = distinct(sites, looks[0].localizations[LOOKUP], count=len(CONTROLS), seed=0)
+        lines |= {name: [_edited(0, control)] for name, control in zip(CONTROLS, controls, strict=False)}
+    return lines
 
 
-def _shown(done: Done) -> str:
-    """Where a control was fitted, and how well."""
-    sites = Localization(done.job.sites)
-    return f"{sites}, success {done.success:.2f}, retention {done.retention:.2f}"
+def _edited(draw: int, localization: Localization) -> DemoCell:
+    return DemoCell(draw, tuple(map(str, localization)))
 
 
-def _control(number: int) -> str:
-    return f"{CONTROL} {number + 1}"
+def _control_note(result: DemoResult) -> str:
+    sites = Localization(result.cell.sites)
+    return f"{sites}, success {result.success:.2f}, retention {result.retention:.2f}"

@@ -34,7 +34,7 @@ PATIENCE = 15 / 50
 
 @dataclass(frozen=True)
 class MethodSetting:
-    """What a method's options may depend on: the model, the place, and the budget."""
+    """What a method's options may depend on: the model, the localization, and the budget of steps."""
 
     hm: HookedModel
     localization: Localization
@@ -49,11 +49,11 @@ class MethodSetting:
     @property
     def weight(self) -> float:
         """The mean size of the weights of the localization."""
-        found = [s.of(self.hm.params[s.name].detach()).abs() for s in self.hm.slices(self.localization)]
-        return float(sum(w.sum() for w in found)) / sum(w.numel() for w in found)
+        sizes = [s.of(self.hm.params[s.name].detach()).abs() for s in self.hm.slices(self.localization)]
+        return float(sum(size.sum() for size in sizes)) / sum(size.numel() for size in sizes)
 
     def up(self, share: float) -> int:
-        """The block so far up, or the first that can change."""
+        """The block at a share of the depth, or the first that can change if that is higher."""
         return max(self.blocks[0], int(share * len(self.hm.sites.mlps())))
 
 
@@ -87,14 +87,14 @@ METHODS: Final = (*TRAINED, "ROME", "MEMIT", "AlphaEdit")
 def options(
     method: str, hm: HookedModel, localization: Localization, *, steps: int, seed: int
 ) -> tuple[Recipe, ...] | tuple[Solve, ...]:
-    """The candidates a method chooses from at a localization, gentlest first; none where it cannot be run.
+    """List the candidates a method chooses from, gentlest first; none where it cannot be run.
 
     Args:
         method: one of ``METHODS``.
         hm: the model, which is only read.
-        localization: where weights may change.
-        steps: the budget.
-        seed: of the order of examples.
+        localization: the sites whose weights may change.
+        steps: the budget of steps.
+        seed: seed of the order of examples.
 
     Example:
         >>> hm = mu.world.model()

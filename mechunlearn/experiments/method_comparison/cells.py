@@ -1,89 +1,130 @@
-"""The cells of the comparison, and the folder that keeps them.
+"""The cells of the comparison: choose, fit and examine one method at one localization.
 
-A cell is one method at one place. Each is a JSON file of its own with the fingerprint of what it depends on,
-written beside the old one and then put in its place, so that a run that is interrupted goes on where it was.
+1. A cell holds all that its result depends on, so that its fingerprint tells whether a stored result is its.
+2. The candidate is chosen on validation phrasings. Its edit is examined once, on held-out phrasings, as
+   multiple choice, and by what should follow or stay; outcomes are averaged within a person.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
 
-from mechunlearn.core.files import write_text
-from mechunlearn.errors import DataError
-from mechunlearn.experiments.method_comparison.choosing import Tried
+from mechunlearn.auditing.evaluation import Exam
+from mechunlearn.auditing.sections import Question
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.grid import fingerprint
+from mechunlearn.core.sites.localization import Localization
+from mechunlearn.editing.edits.edits import Edit
+from mechunlearn.editing.edits.recipes import Recipe
+from mechunlearn.errors import TrainingError
+from mechunlearn.experiments.choosing import Choice, choose
+from mechunlearn.experiments.embedded import Checkpoint, facts_of, model
+from mechunlearn.experiments.method_comparison.catalogue import STOP
+from mechunlearn.experiments.method_comparison.closed import Solve, choose_solved
+from mechunlearn.experiments.method_comparison.results import MethodResult
+from mechunlearn.experiments.method_comparison.table import COLUMNS, RETAIN
+from mechunlearn.models.hooked import HookedModel
 
-UNTOUCHED, GOLD = "untouched", "gold"
+NOT_APPLICABLE = "not applicable: holds no whole mlp.out in the lower half of the blocks"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What was found for one method at one place.
+class MethodCell:
+    """One method at one localization.
 
     Args:
-        method: its name; ``"untouched"`` or ``"gold"`` for these models as they are.
-        place: the name of the localization; empty for these two.
-        values: a value per person (per text for the text loss), by column of the table; nothing where there
-            is no edit.
-        chosen: how the chosen candidate did on validation phrasings; None where nothing was fitted.
-        tried: all candidates that were tried.
-        aim: ``"new"`` if a new answer was aimed at.
-        size: how many weights the edit was free to change.
-        changed: how many it did change.
-        note: why there is no edit, if so.
+        method: name of the method.
+        localization: name of the localization; empty for a model that is examined as it is.
+        sites: sites of the localization.
+        candidates: the candidates that the method chooses from; none where it is not applicable.
+        seed: seed of questions and probes, which decides the group of people too.
+        checkpoint: the model to begin with.
     """
 
     method: str
-    place: str = ""
-    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    chosen: Tried | None = None
-    tried: tuple[Tried, ...] = ()
-    aim: Literal["new", "forget"] = "forget"
-    size: int = 0
-    changed: int = 0
-    note: str = ""
+    localization: str = ""
+    sites: tuple[str, ...] = ()
+    candidates: tuple[Recipe, ...] | tuple[Solve, ...] = ()
+    seed: int = 0
+    checkpoint: Checkpoint = "original"
 
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Cell:
-        """The cell again.
+    @property
+    def key(self) -> str:
+        """Method and localization, with a fingerprint of all that the result depends on, but for the code."""
+        names = [_dashed(name) for name in (self.method, self.localization) if name]
+        identity = model(self.checkpoint).identity
+        return "--".join([*names, fingerprint(self, identity, list(COLUMNS.values()))])
 
-        Args:
-            record: as ``dataclasses.asdict`` gives it.
-        """
-        fields = dict(record)
-        fields["tried"] = tuple(Tried(**each) for each in fields["tried"])
-        fields["chosen"] = fields["chosen"] and Tried(**fields["chosen"])
-        return cls(**fields)
+    def run(self) -> dict[str, Any]:
+        """Choose, fit and examine; returns the fields of a `MethodResult`."""
+        return asdict(self._result())
+
+    def _result(self) -> MethodResult:
+        hm, facts = model(self.checkpoint), facts_of(self.seed)
+        result = MethodResult(self.method, self.localization)
+        if not self.localization:
+            return replace(result, values=_examined(hm, self.seed))
+        if not self.candidates:
+            return replace(result, note=NOT_APPLICABLE)
+        try:
+            choice = _chosen(hm, Localization(self.sites), self.candidates, facts)
+        except TrainingError as error:
+            return replace(result, note=f"could not be fitted: {error}")
+        recipe = choice.recipe
+        return replace(
+            result,
+            values=_examined(choice.edit.apply(hm), self.seed),
+            chosen=choice.chosen,
+            trials=choice.trials,
+            aim=recipe.objective.aim if recipe is not None else "new",
+            size=hm.size(choice.edit.localization),
+            changed=changed(choice.edit),
+        )
 
 
-def load(path: Path, key: str) -> Cell | None:
-    """Read a cell, or nothing if there is none or it is of another run.
+def changed(edit: Edit) -> int:
+    """Count the weights that an edit changes.
 
     Args:
-        path: of its file.
-        key: the fingerprint of what it must depend on.
+        edit: an edit whose slices do not overlap.
 
-    Raises:
-        DataError: the file is cut short or of another kind.
+    Example:
+        >>> changed(mu.Edit((), mu.Localization()))
+        0
     """
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Cell.from_json(record["cell"]) if record["key"] == key else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a whole cell: {error!r}; delete it and run again") from None
+    return sum(int(delta.values.count_nonzero()) for delta in edit.deltas)
 
 
-def save(path: Path, key: str, cell: Cell) -> None:
-    """Write a cell; it appears whole or not at all.
+def _chosen(
+    hm: HookedModel, localization: Localization, candidates: Sequence[Recipe] | Sequence[Solve], facts: Facts
+) -> Choice:
+    recipes = [candidate for candidate in candidates if isinstance(candidate, Recipe)]
+    if recipes:
+        return choose(hm, localization, recipes, facts)
+    solves = [candidate for candidate in candidates if isinstance(candidate, Solve)]
+    return choose_solved(hm, solves, facts, stop=STOP)
 
-    Args:
-        path: of its file, in a folder that exists.
-        key: the fingerprint of what it depends on.
-        cell: what was found.
-    """
-    write_text(path, json.dumps({"key": key, "cell": asdict(cell)}))
+
+@lru_cache(maxsize=1)
+def _exam(seed: int) -> Exam:
+    """The demo's questions without its attacks and probes, and the retain set in held-out phrasings."""
+    facts = facts_of(seed)
+    exam = Exam.of(model("original"), facts, (), seed=seed)
+    retained = tuple(
+        Question(RETAIN, "held_out", fact.prompt, question.replace(entailed=(), others=(), neighbours={}))
+        for fact in facts.retain
+        for question in fact.phrasings("held_out")
+    )
+    return replace(exam, questions=exam.questions + retained, readers=())
+
+
+def _examined(hm: HookedModel, seed: int) -> Mapping[str, Mapping[str, float]]:
+    rows = _exam(seed).take(hm, "")
+    return {name: column.per_person(rows) for name, column in COLUMNS.items()}
+
+
+def _dashed(name: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name).split())

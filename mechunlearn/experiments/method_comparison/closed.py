@@ -1,4 +1,4 @@
-"""The closed forms beside the trained methods: which matrices they may write into, and how they choose.
+"""The closed forms in the comparison: which matrices they may write into, and how they choose.
 
 1. They can write into the matrix out of an MLP, whole. Of a localization they take those that it holds, and
    only in the lower half of the blocks, as published (GPT-J: 5, and 3 to 8, of 28), since what is written
@@ -7,7 +7,7 @@
    lowest, the middle and the highest of its matrices. MEMIT and AlphaEdit write all facts into all of them.
 3. What running text counts beside the facts depends on the size of a model's keys, so the published numbers
    mean nothing here. MEMIT tries three weights; AlphaEdit three bounds for the directions it may use.
-4. The running text is what trained methods are given to keep: general text, and the retain set's training
+4. The running text is what trained methods are to retain: general text, and the retain set's training
    phrasings with their answers. Prefixes are the first words of some of it.
 5. They choose as trained methods do: by ``Stop.value`` on validation phrasings.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mechunlearn.core.facts.collection import Facts
@@ -28,7 +29,7 @@ from mechunlearn.editing.closed_form.spreading import memit
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Stop
 from mechunlearn.errors import EditError, TrainingError
-from mechunlearn.experiments.method_comparison.choosing import Choice, Tried
+from mechunlearn.experiments.choosing import Candidate, Choice, Trial, best_of
 from mechunlearn.models.scoring.scorer import score
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ class Solve:
 
     Args:
         sites: the matrices it writes into.
-        weight: how much running text counts; None where that is not its option.
-        null_space: below which eigenvalue a direction may be used; None for all directions.
-        one_by_one: whether facts are written one after the other.
-        seed: of nothing but what the forms draw themselves.
+        weight: weight of running text; None where that is not its option.
+        null_space: eigenvalue below which a direction may be used; None for all directions.
+        one_by_one: write facts one after the other.
+        seed: seed of what the forms draw at random.
     """
 
     sites: tuple[str, ...]
@@ -58,8 +59,8 @@ class Solve:
     seed: int = 0
 
     @property
-    def words(self) -> str:
-        """What sets it apart from the other candidates."""
+    def options(self) -> str:
+        """What sets it apart from the other candidates, in words."""
         if self.one_by_one:
             return f"at {self.sites[0]}"
         if self.null_space is not None:
@@ -68,13 +69,13 @@ class Solve:
 
 
 def candidates(method: str, hm: HookedModel, localization: Localization, *, seed: int) -> tuple[Solve, ...]:
-    """What a closed form may choose from; nothing where the localization holds no matrix it can write into.
+    """List what a closed form may choose from; nothing where the localization holds no matrix for it.
 
     Args:
         method: ``"ROME"``, ``"MEMIT"`` or ``"AlphaEdit"``.
         hm: the model, which is only read.
-        localization: where weights may change.
-        seed: passed on.
+        localization: the sites whose weights may change.
+        seed: seed of the candidates.
     """
     sites = tuple(str(site) for site in matrices(hm, localization))
     if not sites:
@@ -88,11 +89,11 @@ def candidates(method: str, hm: HookedModel, localization: Localization, *, seed
 
 
 def matrices(hm: HookedModel, localization: Localization) -> tuple[Site, ...]:
-    """The ``mlp.out`` in the lower half of the blocks that a localization holds whole.
+    """List the ``mlp.out`` in the lower half of the blocks that a localization holds whole.
 
     Args:
         hm: the model, which is only read.
-        localization: where weights may change.
+        localization: the sites whose weights may change.
 
     Example:
         >>> hm = mu.world.model()
@@ -100,8 +101,8 @@ def matrices(hm: HookedModel, localization: Localization) -> tuple[Site, ...]:
         (Site.parse('L0.mlp.out'),)
     """
     lower = range(hm.sites.shape.n_layers // 2)
-    held = [Site.parse(f"L{layer}.mlp.out") for layer in lower]
-    return tuple(site for site in held if any(wide in localization for wide in (site, *site.wider)))
+    outputs = [Site.parse(f"L{layer}.mlp.out") for layer in lower]
+    return tuple(site for site in outputs if any(wide in localization for wide in (site, *site.wider)))
 
 
 def choose_solved(
@@ -111,74 +112,67 @@ def choose_solved(
 
     Args:
         hm: the model, which stays as it is.
-        solves: the gentlest first.
-        facts: what to write and to validate on.
-        stop: what a candidate is worth.
-        progress: whether to show bars.
+        solves: the candidates, the gentlest first.
+        facts: the facts to write and to validate on.
+        stop: the goal that decides what a candidate is worth.
+        progress: show progress bars.
 
     Raises:
         TrainingError: there is no candidate, or none could be solved.
     """
     if not solves:
         raise TrainingError("there is no candidate; give at least one Solve")
-    every = sorted({site for solve in solves for site in solve.sites})
-    statistics = key_statistics(hm, Localization(every), kept_texts(facts), progress=progress)
-    tried = list[Tried]()
-    best: tuple[float, Edit, Tried] | None = None
-    for solve in solves:
+    sites = sorted({site for solve in solves for site in solve.sites})
+    statistics = key_statistics(hm, Localization(sites), retained_texts(facts), progress=progress)
+
+    def fit(solve: Solve) -> tuple[Edit, Trial]:
         try:
             edit = _solved(hm, solve, facts, statistics)
-        except (TrainingError, EditError) as error:
-            tried.append(Tried(solve.words, failed=str(error)))
-            continue
+        except EditError as error:
+            raise TrainingError(str(error)) from error
         success, retention = validated(edit.apply(hm), facts)
-        tried.append(Tried(solve.words, success, retention))
-        if best is None or tried[-1].value(stop) > best[0]:
-            best = tried[-1].value(stop), edit, tried[-1]
-        if tried[-1].reached(stop):
-            break
-    if best is None:
-        raise TrainingError(f"none of {len(tried)} candidates could be solved; the last: {tried[-1].failed}")
-    return Choice(best[1], best[2], tuple(tried))
+        return edit, Trial(success=success, retention=retention)
+
+    return best_of([Candidate(solve.options, stop, partial(fit, solve)) for solve in solves])
 
 
-def kept_texts(facts: Facts) -> tuple[str, ...]:
-    """What trained methods are given to keep, as running text.
+def retained_texts(facts: Facts) -> tuple[str, ...]:
+    """Return what trained methods are to retain, as running text.
 
     Args:
-        facts: with a retain set, text, or both.
+        facts: facts with a retain set, text, or both.
     """
-    told = [f"{ask.prompt} {ask.answer}" for fact in facts.retain for ask in fact.phrasings("train")]
-    return (*facts.train_text, *told)
+    phrasings = [phrasing for fact in facts.retain for phrasing in fact.phrasings("train")]
+    return (*facts.train_text, *(f"{phrasing.prompt} {phrasing.answer}" for phrasing in phrasings))
 
 
 def validated(hm: HookedModel, facts: Facts) -> tuple[float, float]:
-    """How often the new answer is given, and the retain set's is, on validation phrasings.
+    """Return the share of new answers, and the accuracy on the retain set, on validation phrasings.
 
     Args:
         hm: the edited model.
-        facts: what is asked.
+        facts: the facts that are asked.
     """
-    forgotten, kept = (
-        score(hm, [ask for fact in split for ask in _alone(fact).phrasings("validation")])
+    forgotten, retained = (
+        score(hm, [phrasing for fact in split for phrasing in _alone(fact).phrasings("validation")])
         for split in (facts.forget, facts.retain)
     )
-    return float(forgotten.says_new.mean()), float(kept.correct.mean())
+    return float(forgotten.says_new.mean()), float(retained.correct.mean())
 
 
 def _alone(fact: Fact) -> Fact:
-    """A fact without those that go with it, which would be scored too."""
+    # The facts that go with it would be scored too.
     return fact.replace(entailed=(), others=(), neighbours={})
 
 
 def _solved(hm: HookedModel, solve: Solve, facts: Facts, statistics: KeyStatistics) -> Edit:
-    place = Localization(solve.sites)
-    prefixes = [" ".join(text.split()[:WORDS]) for text in kept_texts(facts)[:PREFIXES]]
+    localization = Localization(solve.sites)
+    prefixes = [" ".join(text.split()[:WORDS]) for text in retained_texts(facts)[:PREFIXES]]
     if solve.one_by_one:
-        return _one_by_one(hm, place, facts, statistics, prefixes=prefixes, seed=solve.seed)
+        return _one_by_one(hm, localization, facts, statistics, prefixes=prefixes, seed=solve.seed)
     return memit(
         hm,
-        place,
+        localization,
         facts,
         statistics=statistics,
         weight=solve.weight,
@@ -191,19 +185,25 @@ def _solved(hm: HookedModel, solve: Solve, facts: Facts, statistics: KeyStatisti
 
 def _one_by_one(
     hm: HookedModel,
-    place: Localization,
+    localization: Localization,
     facts: Facts,
     statistics: KeyStatistics,
     *,
     prefixes: Sequence[str],
     seed: int,
 ) -> Edit:
-    whole, edited = Edit((), place), hm
+    total, edited = Edit((), localization), hm
     for fact in facts.forget:
         # What a matrix reads does not depend on that matrix, so its key statistics stay true.
-        still = replace(statistics, made_on=edited.identity)
+        valid = replace(statistics, made_on=edited.identity)
         edit = rome(
-            edited, place, Facts([fact]), statistics=still, prefixes=prefixes, seed=seed, progress=False
+            edited,
+            localization,
+            Facts([fact]),
+            statistics=valid,
+            prefixes=prefixes,
+            seed=seed,
+            progress=False,
         )
-        edited, whole = edit.apply(edited), whole + edit
-    return replace(whole, localization=place, made_on=hm.identity)
+        edited, total = edit.apply(edited), total + edit
+    return replace(total, localization=localization, made_on=hm.identity)

@@ -1,12 +1,12 @@
-"""What the table says, in sentences made by a rule that does not know which answer is hoped for.
+"""The findings of the comparison in sentences, by a rule that does not know which result is hoped for.
 
 Two lines are compared by differences paired by person; one is *less* where the 95 % interval lies below zero.
 
-1. Lines whose edit did not reach the goal on validation phrasings are counted and named, place by place.
-2. For the lookup against each other place: with how many methods the old answer is given less often, more
-   often, or neither; and the same of what is maintained. Once over all methods, which tells where an equal
-   budget goes further, and once over those that reached the goal at both, asked as multiple choice and by
-   league and place, which tells what is left by edits that look alike.
+1. Lines whose edit did not reach the goal on validation phrasings are counted and named, by localization.
+2. The lookup is compared with each other localization: with how many methods the old answer is given less
+   often, more often, or neither; and the same of what is maintained. Once over all methods, which tells where
+   an equal budget goes further, and once over those that reached the goal at both, asked as multiple choice
+   and by league and place, which tells what is left by edits that look alike.
 3. The paper's claim *shows in these readings* if, of the methods that reached the goal both at the lookup
    and at random and tell the two apart, all leave less of the old answer at the lookup; *in part* if most
    do; else it does not. Where fewer than three reached it at both, that cannot be told.
@@ -14,24 +14,27 @@ Two lines are compared by differences paired by person; one is *less* where the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mechunlearn.editing.edits.recipes import Stop
 from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP
-from mechunlearn.experiments.method_comparison.cells import Cell
-from mechunlearn.experiments.method_comparison.places import RANDOM
+from mechunlearn.experiments.method_comparison.localizations import RANDOM
+from mechunlearn.experiments.method_comparison.results import MethodResult
 from mechunlearn.experiments.method_comparison.table import difference
 
 FEWEST = 3
 REACH = {"old": "the old answer in held-out phrasings", "maintained": "other people's sports kept"}
 READINGS = {"choice old": "the old answer as multiple choice", "entailed": "as league and place"}
-KEPT = {"maintained": "other people's sports kept", "city": "home cities of the edited people kept"}
+MAINTAINED = {"maintained": "other people's sports kept", "city": "home cities of the edited people kept"}
+
+Pairs = Sequence[tuple[MethodResult, MethodResult]]
+"""Two lines of each method: at the lookup, and at another localization."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """For how many methods one place gives less than another, more, and neither."""
+    """The methods with which one localization gives less than another, more, and neither."""
 
     less: tuple[str, ...]
     more: tuple[str, ...]
@@ -39,60 +42,63 @@ class Compared:
 
     def __str__(self) -> str:
         """The counts; the smaller sides by name."""
-        told = [f"{word} with {_named(names)}" for word, names in (("less", self.less), ("more", self.more))]
-        return f"{', '.join(told)}, neither with {len(self.neither)}"
+        return (
+            f"less with {_named(self.less)}, more with {_named(self.more)}, neither with {len(self.neither)}"
+        )
 
 
-def sentences(found: Sequence[Cell], stop: Stop) -> list[str]:
-    """What was found, one finding a sentence.
+def sentences(results: Sequence[MethodResult], stop: Stop) -> list[str]:
+    """Write the findings, one a sentence.
 
     Args:
-        found: the lines of the table.
-        stop: whose goal was to be reached.
+        results: the lines of the table.
+        stop: the goal of every edit.
     """
-    said = _goal(found, stop)
-    for other in (RANDOM, EVERYTHING):
-        beside = f"{LOOKUP} beside {other}"
-        every = pairs(found, other)
+    text = _goal(results, stop)
+    for rival in (RANDOM, EVERYTHING):
+        every = pairs(results, rival)
         if every:
-            told = [f"{what}: {compared(every, column)}" for column, what in REACH.items()]
-            said.append(f"Edit at {beside}, {len(every)} methods, whatever they reached: {'; '.join(told)}.")
-        alike = pairs(found, other, stop)
-        if not alike:
-            said.append(f"No method reached the goal both at {LOOKUP} and at {other}.")
-            continue
-        told = [f"{what}: {compared(alike, column)}" for column, what in (READINGS | KEPT).items()]
-        said.append(f"The same, {len(alike)} methods that reached the goal at both: {'; '.join(told)}.")
-    said.append(_claim(pairs(found, RANDOM, stop)))
-    return said
+            text.append(
+                f"Edit at {LOOKUP} beside {rival}, {len(every)} methods, whatever they reached: "
+                f"{_counts(every, REACH)}."
+            )
+        alike = pairs(results, rival, stop)
+        if alike:
+            counts = _counts(alike, READINGS | MAINTAINED)
+            text.append(f"The same, {len(alike)} methods that reached the goal at both: {counts}.")
+        else:
+            text.append(f"No method reached the goal both at {LOOKUP} and at {rival}.")
+    return [*text, _claim(pairs(results, RANDOM, stop))]
 
 
-def pairs(found: Sequence[Cell], other: str, stop: Stop | None = None) -> list[tuple[Cell, Cell]]:
-    """The lookup's line and another place's, for every method that was fitted at both.
+def pairs(
+    results: Sequence[MethodResult], rival: str, stop: Stop | None = None
+) -> list[tuple[MethodResult, MethodResult]]:
+    """Pair the lookup's line with another localization's, for every method that was fitted at both.
 
     Args:
-        found: the lines of the table.
-        other: the other place.
+        results: the lines of the table.
+        rival: name of the other localization.
         stop: only methods that reached its goal at both; None for all.
     """
     lines = {
-        (cell.method, cell.place): cell
-        for cell in found
-        if cell.chosen and (stop is None or cell.chosen.reached(stop))
+        (result.method, result.localization): result
+        for result in results
+        if result.chosen and (stop is None or result.chosen.reached(stop))
     }
     return [
-        (cell, lines[method, other])
-        for (method, place), cell in lines.items()
-        if place == LOOKUP and (method, other) in lines
+        (result, lines[method, rival])
+        for (method, localization), result in lines.items()
+        if localization == LOOKUP and (method, rival) in lines
     ]
 
 
-def compared(both: Sequence[tuple[Cell, Cell]], column: str) -> Compared:
+def compared(both: Pairs, column: str) -> Compared:
     """Sort methods by whether the first of two lines gives less, more, or neither.
 
     Args:
         both: two lines of each method.
-        column: one of the table's.
+        column: name of one of the table's columns.
     """
     gaps = {first.method: difference(first, second, column) for first, second in both}
     less = tuple(method for method, gap in gaps.items() if gap.high < 0)
@@ -100,20 +106,27 @@ def compared(both: Sequence[tuple[Cell, Cell]], column: str) -> Compared:
     return Compared(less, more, tuple(method for method in gaps if method not in less + more))
 
 
-def _goal(found: Sequence[Cell], stop: Stop) -> list[str]:
-    fitted = [cell for cell in found if cell.chosen]
-    short = [cell for cell in fitted if cell.chosen and not cell.chosen.reached(stop)]
+def _counts(both: Pairs, columns: Mapping[str, str]) -> str:
+    return "; ".join(f"{title}: {compared(both, column)}" for column, title in columns.items())
+
+
+def _goal(results: Sequence[MethodResult], stop: Stop) -> list[str]:
+    reached = {
+        (result.localization, result.method): result.chosen.reached(stop)
+        for result in results
+        if result.chosen
+    }
     goal = f"{stop.goal:.0%} success on validation phrasings, {stop.min_retention:.0%} retained"
-    said = [f"{len(fitted) - len(short)} of {len(fitted)} edits reached the goal ({goal})."]
-    for place in dict.fromkeys(cell.place for cell in fitted):
-        missed = [cell.method for cell in short if cell.place == place]
-        count = sum(cell.place == place for cell in fitted)
-        named = f" Short of it stayed {', '.join(missed)}." if missed else ""
-        said.append(f"At {place}, {count - len(missed)} of {count} did.{named}")
-    return said
+    text = [f"{sum(reached.values())} of {len(reached)} edits reached the goal ({goal})."]
+    for localization in dict.fromkeys(name for name, _ in reached):
+        methods = {method: ok for (name, method), ok in reached.items() if name == localization}
+        short = [method for method, ok in methods.items() if not ok]
+        names = f" Short of it stayed {', '.join(short)}." if short else ""
+        text.append(f"At {localization}, {sum(methods.values())} of {len(methods)} did.{names}")
+    return text
 
 
-def _claim(both: Sequence[tuple[Cell, Cell]]) -> str:
+def _claim(both: Pairs) -> str:
     claim = (
         "The claim, that an edit where facts are looked up leaves less of the old answer than one elsewhere,"
     )
@@ -121,15 +134,16 @@ def _claim(both: Sequence[tuple[Cell, Cell]]) -> str:
         reached = f"{len(both)} method{'s' * (len(both) != 1)} reached the goal at {LOOKUP} and at {RANDOM}"
         return f"{claim} cannot be told from this table: only {reached}."
     counts = [compared(both, column) for column in READINGS]
-    told = {name for each in counts for name in (*each.less, *each.more)}
-    worse = {name for each in counts for name in each.more}
-    better = told - worse
-    if not told:
+    differing = {name for count in counts for name in (*count.less, *count.more)}
+    better = differing - {name for count in counts for name in count.more}
+    if not differing:
         return f"{claim} does not show: no method tells {LOOKUP} and {RANDOM} places apart."
-    shows = "shows" if not worse else "shows in part" if len(better) > len(told) / 2 else "does not show"
+    most = "shows in part" if len(better) > len(differing) / 2 else "does not show"
+    shows = "shows" if better == differing else most
     return (
-        f"{claim} {shows} in these two readings against one random place: of {len(both)} methods {len(told)} "
-        f"tell the two apart, and {len(better)} of these leave less at {LOOKUP} and more in no reading."
+        f"{claim} {shows} in these two readings against one random place: of {len(both)} methods "
+        f"{len(differing)} tell the two apart, and {len(better)} of these leave less at {LOOKUP} and more in "
+        "no reading."
     )
 
 

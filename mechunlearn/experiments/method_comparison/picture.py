@@ -1,6 +1,6 @@
-"""The trade-off as a picture: what was forgotten against what was maintained, a panel for every method.
+"""The trade-off as a figure: what was forgotten against what was maintained, a panel for every method.
 
-1. A panel shows the method at every place, in the place's colour and shape, with its intervals; all other
+1. A panel shows the method at every localization, in its colour and shape, with its intervals; all other
    methods lie behind it in grey, so that panels can be compared.
 2. The right upper corner is where an edit should be. The gold model, which never learned these people, is
    not quite there: it still guesses right now and then.
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from mechunlearn.core.statistics import Interval
 from mechunlearn.core.viz.style import CURVES, GRID, INK, MISSING, escaped, finish
 from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP
-from mechunlearn.experiments.method_comparison.cells import GOLD, UNTOUCHED, Cell
-from mechunlearn.experiments.method_comparison.places import RANDOM
+from mechunlearn.experiments.method_comparison.localizations import RANDOM
+from mechunlearn.experiments.method_comparison.results import GOLD, UNTOUCHED, MethodResult
 from mechunlearn.experiments.method_comparison.table import mean
 
 if TYPE_CHECKING:
@@ -29,16 +29,15 @@ FORGOTTEN = "forgotten: share of people whose old answer is gone, held-out phras
 MAINTAINED = "maintained, held-out phrasings"
 
 
-def tradeoff(found: Sequence[Cell]) -> go.Figure:
+def tradeoff(results: Sequence[MethodResult]) -> go.Figure:
     """Draw forgotten against maintained.
 
     Args:
-        found: the lines of the table.
+        results: the lines of the table.
     """
     from plotly.subplots import make_subplots
 
-    fitted = [cell for cell in found if cell.chosen is not None]
-    methods = list(dict.fromkeys(cell.method for cell in fitted))
+    methods = list(dict.fromkeys(result.method for result in results if result.chosen is not None))
     rows = max(1, ceil(len(methods) / ACROSS))
     figure = make_subplots(
         rows=rows, cols=ACROSS, shared_xaxes="all", shared_yaxes="all",
@@ -47,8 +46,8 @@ def tradeoff(found: Sequence[Cell]) -> go.Figure:
         x_title=FORGOTTEN, y_title=MAINTAINED,
     )  # fmt: skip
     for number, method in enumerate(methods):
-        _panel(figure, method, found, {"row": number // ACROSS + 1, "col": number % ACROSS + 1})
-    _legend(figure, found)
+        _panel(figure, method, results, {"row": number // ACROSS + 1, "col": number % ACROSS + 1})
+    _legend(figure, results)
     figure.update_xaxes(range=[-0.06, 1.06], tickvals=[0, 0.5, 1], gridcolor=GRID, zeroline=False)
     figure.update_yaxes(range=[-0.06, 1.08], tickvals=[0, 0.5, 1], gridcolor=GRID, zeroline=False)
     for column in range(ACROSS):
@@ -66,49 +65,51 @@ def tradeoff(found: Sequence[Cell]) -> go.Figure:
     return figure
 
 
-def _panel(figure: go.Figure, method: str, found: Sequence[Cell], at: dict[str, int]) -> None:
-    others = [cell for cell in found if cell.chosen is not None and cell.method != method]
+def _panel(figure: go.Figure, method: str, results: Sequence[MethodResult], at: dict[str, int]) -> None:
+    behind = [result for result in results if result.chosen is not None and result.method != method]
     figure.add_scatter(
-        x=[_gone(cell).mean for cell in others], y=[mean(cell, "maintained").mean for cell in others],
+        x=[_forgotten(result).mean for result in behind],
+        y=[mean(result, "maintained").mean for result in behind],
         mode="markers", marker={"color": MISSING, "size": 4}, hoverinfo="skip", showlegend=False, **at,
     )  # fmt: skip
-    for cell in found:
-        if cell.method in AS_IS or (cell.method == method and cell.chosen is not None):
-            figure.add_scatter(**_marker(cell), showlegend=False, **at)
+    for result in results:
+        if result.method in AS_IS or (result.method == method and result.chosen is not None):
+            figure.add_scatter(**_marker(result), showlegend=False, **at)
 
 
-def _marker(cell: Cell) -> dict[str, Any]:
-    x, y = _gone(cell), mean(cell, "maintained")
-    colour, shape = SHAPES[cell.place] if cell.place else (INK, AS_IS[cell.method])
-    drawn: dict[str, Any] = {
-        "x": [x.mean], "y": [y.mean], "mode": "markers", "name": cell.place or f"{cell.method} model",
-        "marker": {"color": colour, "symbol": shape, "size": 9 if cell.place else 7},
-        "text": [escaped(f"{cell.method}, {cell.place or 'as it is'}: forgotten {x}, maintained {y}")],
+def _marker(result: MethodResult) -> dict[str, Any]:
+    x, y = _forgotten(result), mean(result, "maintained")
+    name = result.localization
+    colour, shape = SHAPES[name] if name else (INK, AS_IS[result.method])
+    marker: dict[str, Any] = {
+        "x": [x.mean], "y": [y.mean], "mode": "markers", "name": name or f"{result.method} model",
+        "marker": {"color": colour, "symbol": shape, "size": 9 if name else 7},
+        "text": [escaped(f"{result.method}, {name or 'as it is'}: forgotten {x}, maintained {y}")],
         "hovertemplate": "%{text}<extra></extra>",
     }  # fmt: skip
-    if cell.place:
-        drawn |= {"error_x": _bars(x, colour), "error_y": _bars(y, colour)}
-    return drawn
+    if name:
+        marker |= {"error_x": _bars(x, colour), "error_y": _bars(y, colour)}
+    return marker
 
 
-def _legend(figure: go.Figure, found: Sequence[Cell]) -> None:
-    """One entry for every place and model, whatever the panels show."""
-    entries = {cell.place or cell.method: cell for cell in found if cell.values}
-    for cell in entries.values():
-        marker = _marker(cell)
+def _legend(figure: go.Figure, results: Sequence[MethodResult]) -> None:
+    # One entry for every localization and model, whatever the panels show.
+    entries = {result.localization or result.method: result for result in results if result.values}
+    for result in entries.values():
+        marker = _marker(result)
         figure.add_scatter(
             x=[None], y=[None], mode="markers", marker=marker["marker"], name=marker["name"], showlegend=True
         )
 
 
-def _gone(cell: Cell) -> Interval:
-    """How many no longer give the old answer."""
-    old = mean(cell, "old")
+def _forgotten(result: MethodResult) -> Interval:
+    """The share of people who no longer get the old answer."""
+    old = mean(result, "old")
     return Interval(1 - old.mean, 1 - old.high, 1 - old.low)
 
 
-def _bars(found: Interval, colour: str) -> dict[str, Any]:
+def _bars(interval: Interval, colour: str) -> dict[str, Any]:
     return {
-        "array": [found.high - found.mean], "arrayminus": [found.mean - found.low], "color": colour,
-        "thickness": 1, "width": 0,
+        "array": [interval.high - interval.mean], "arrayminus": [interval.mean - interval.low],
+        "color": colour, "thickness": 1, "width": 0,
     }  # fmt: skip

@@ -1,8 +1,8 @@
-"""Run the comparison: every method at every place, kept cell by cell, then tables, picture and findings.
+"""Run the comparison: every method at every localization, then tables, figure and findings.
 
-1. The lookup is found, and a random place of its size drawn.
-2. Jobs whose cells are stored already are left out; the others run, and each cell is stored as it is done.
-3. Tables, picture and sentences are made from the cells, and written into a folder, or into a page between
+1. The lookup is found, and random components of its size are drawn.
+2. Cells whose results are stored already are not run again.
+3. Tables, figure and sentences are made from the results, and written into a folder, or into a page between
    two markers, so that the page can be made again.
 """
 
@@ -11,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from mechunlearn.core.files import write_text, write_with
+from mechunlearn.core import grid
+from mechunlearn.core.files import write_text
 from mechunlearn.errors import DataError, MechUnlearnError, one_of, require_positive
-from mechunlearn.experiments.demo.jobs import group_of
 from mechunlearn.experiments.demo.looking import EVERYTHING
-from mechunlearn.experiments.method_comparison import cells, findings, table
+from mechunlearn.experiments.embedded import facts_of, group_of, model
+from mechunlearn.experiments.method_comparison import findings, table
 from mechunlearn.experiments.method_comparison.catalogue import METHODS, RATES, STEPS, STOP, TRAINED, options
-from mechunlearn.experiments.method_comparison.cells import GOLD, UNTOUCHED, Cell
-from mechunlearn.experiments.method_comparison.jobs import Job, all_done, facts_of, model
+from mechunlearn.experiments.method_comparison.cells import MethodCell
+from mechunlearn.experiments.method_comparison.localizations import described, localizations
 from mechunlearn.experiments.method_comparison.picture import tradeoff
-from mechunlearn.experiments.method_comparison.places import described, places
+from mechunlearn.experiments.method_comparison.results import GOLD, UNTOUCHED, MethodResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -32,17 +33,17 @@ BEGIN, END = "<!-- methods table -->", "<!-- end of methods table -->"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every method at every place; shows itself as its table.
+    """Every method at every localization; shows itself as its table.
 
     Args:
-        cells: the lines, method by method.
-        steps: the budget.
-        seed: of everything random.
-        where: the localizations in words, by name.
-        total: how many weights the model has.
+        results: the lines, method by method.
+        steps: the budget of steps.
+        seed: seed of everything random.
+        where: the localizations in words.
+        total: number of weights of the model.
     """
 
-    cells: tuple[Cell, ...]
+    results: tuple[MethodResult, ...]
     steps: int
     seed: int
     where: tuple[str, ...]
@@ -50,13 +51,13 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
-        """What was found, by rule."""
-        return findings.sentences(self.cells, STOP)
+        """The findings, by rule."""
+        return findings.sentences(self.results, STOP)
 
     @property
     def figure(self) -> go.Figure:
         """Forgotten against maintained."""
-        return tradeoff(self.cells)
+        return tradeoff(self.results)
 
     def __repr__(self) -> str:
         """Tables and findings as Markdown."""
@@ -65,9 +66,9 @@ class Comparison:
                 f"Group {group_of(self.seed)}, seed {self.seed}, at most {self.steps} steps; learning rates "
                 f"{', '.join(f'{rate:g}' for rate in RATES)}; {'; '.join(self.where)}. Intervals: 95 %, "
                 "bootstrap over people.",
-                table.outcomes(self.cells),
+                table.outcome_table(self.results),
                 "How each edit was fitted:",
-                table.fits(self.cells, total=self.total),
+                table.fit_table(self.results, total=self.total),
                 "In sentences made by rule:",
                 "\n".join(f"- {sentence}" for sentence in self.sentences),
             ]
@@ -77,15 +78,15 @@ class Comparison:
         """Write ``methods.md`` and ``tradeoff.html``.
 
         Args:
-            folder: made if needed.
+            folder: the folder, created if needed.
         """
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        write_text(place / "methods.md", f"{self!r}\n")
-        write_with(place / "tradeoff.html", self.figure.write_html)
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        write_text(target / "methods.md", f"{self!r}\n")
+        write_text(target / "tradeoff.html", self.figure.to_html())
 
     def write_into(self, page: str | Path) -> None:
-        """Put the tables and findings into a page, between its two markers.
+        """Write the tables and findings into a page, between its two markers.
 
         Args:
             page: a Markdown file.
@@ -108,44 +109,39 @@ def run(
     steps: int = STEPS,
     seed: int = 0,
     workers: int = 1,
+    backend: Literal["local"] = "local",
     progress: bool = True,
 ) -> Comparison:
     """Run methods on the embedded model, at the lookup, at random, and everywhere.
 
     Args:
-        folder: where every cell is kept as it is done; cells found there are not made again.
+        folder: folder of the results, one file per cell; cells whose files are there are not run again.
         only: the methods to run.
         steps: the budget of every trained edit.
-        seed: of examples, questions and the random place; modulo 4 it is the group of people.
-        workers: processes of one thread each; with one, all is done in this process.
-        progress: whether to show a bar.
+        seed: seed of examples, questions and the random components; modulo 4 it is the group of people.
+        workers: number of processes; with 1, all cells run in this process.
+        backend: where cells run.
+        progress: show a progress bar.
 
     Raises:
         MechUnlearnError: there is no such method, or a number is out of its range.
-        DataError: a stored cell is damaged.
+        GridError: a cell failed; the others are stored.
+        DataError: a stored result is damaged.
     """
-    from tqdm.auto import tqdm
-
     for name in only:
         if name not in METHODS:
             raise MechUnlearnError(one_of("method", name, METHODS))
     require_positive(steps=steps, workers=workers)
-    kept = Path(folder)
-    kept.mkdir(parents=True, exist_ok=True)
     hm = model("original")
-    found = places(hm, facts_of(seed), seed=seed)
-    jobs = [Job(UNTOUCHED, seed=seed), Job(GOLD, seed=seed, checkpoint="gold")]
+    by_name = localizations(hm, facts_of(seed), seed=seed)
+    cells = [MethodCell(UNTOUCHED, seed=seed), MethodCell(GOLD, seed=seed, checkpoint="gold")]
     for method in only:
-        for name, place in found.items():
-            tried = options(method, hm, place, steps=steps, seed=seed)
-            jobs.append(Job(method, name, tuple(map(str, place)), tried, seed))
-    done = {job: cells.load(kept / job.file, job.key) for job in jobs}
+        for name, localization in by_name.items():
+            candidates = options(method, hm, localization, steps=steps, seed=seed)
+            cells.append(MethodCell(method, name, tuple(map(str, localization)), candidates, seed))
     # The closed forms take longest, so they start first; nothing else depends on the order.
-    missing = sorted(
-        (job for job, cell in done.items() if cell is None), key=lambda job: job.method in TRAINED
-    )
-    for job, cell in tqdm(all_done(missing, workers=workers), total=len(missing), disable=not progress):
-        cells.save(kept / job.file, job.key, cell)
-        done[job] = cell
-    where = tuple(f"{name} is {described(place)}" for name, place in found.items() if name != EVERYTHING)
-    return Comparison(tuple(c for c in done.values() if c), steps, seed, where, hm.sites.total)
+    order = sorted(cells, key=lambda cell: cell.method in TRAINED)
+    records = grid.run(order, folder, workers=workers, backend=backend, progress=progress)
+    results = tuple(MethodResult.from_json(records[cell.key]) for cell in cells)
+    where = tuple(f"{name} is {described(sites)}" for name, sites in by_name.items() if name != EVERYTHING)
+    return Comparison(results, steps, seed, where, hm.sites.total)

@@ -1,8 +1,7 @@
-"""The table of the comparison: a line per method and place, every mean over people with its interval.
+"""The tables of the comparison: a line per method and localization, every mean over people with its interval.
 
-1. Outcomes are averaged within a person over phrasings; a mean has a 95 % bootstrap interval over people.
-2. Differences between lines are paired by person.
-3. A second table tells how each edit was fitted: the chosen option, the steps taken and the one kept, what it
+1. The first table has the outcomes; differences between lines are paired by person.
+2. The second tells how each edit was fitted: the chosen option, the steps taken and the one kept, what it
    reached on validation phrasings, and how many weights it was free to change and changed.
 """
 
@@ -11,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
-from mechunlearn.core.statistics import Interval, bootstrap_interval, paired_difference
-from mechunlearn.experiments.demo.table import COLUMNS as DEMO
-from mechunlearn.experiments.demo.table import SEED, Column
-from mechunlearn.experiments.method_comparison.cells import GOLD, UNTOUCHED, Cell
+from mechunlearn.core.statistics import Interval
+from mechunlearn.experiments import outcomes
+from mechunlearn.experiments.method_comparison.results import GOLD, UNTOUCHED, MethodResult
+from mechunlearn.experiments.outcomes import COLUMNS as DEMO
+from mechunlearn.experiments.outcomes import Column
 
 RETAIN: Final = "retain"
 COLUMNS: Final[Mapping[str, Column]] = {
@@ -32,73 +30,67 @@ COLUMNS: Final[Mapping[str, Column]] = {
 NONE = "–"
 
 
-def mean(cell: Cell, column: str) -> Interval:
-    """A mean with its interval; not-a-number where there is nothing to say.
+def mean(result: MethodResult, column: str) -> Interval:
+    """Return the mean of a column with its interval; not-a-number where there is no edit.
 
     Args:
-        cell: one line.
-        column: one of ``COLUMNS``.
+        result: one line.
+        column: name of one of ``COLUMNS``.
     """
-    values = np.array(list(cell.values.get(column, {}).values()))
-    if len(values) > 1 and (values == values[0]).all():
-        # Any resample has this mean; most accuracies are 0 or 1 throughout.
-        return Interval(*[float(values[0])] * 3)
-    return bootstrap_interval(values, seed=SEED)
+    return outcomes.mean(result.values.get(column, {}))
 
 
-def difference(first: Cell, second: Cell, column: str) -> Interval:
-    """The first line minus the second, paired by person.
+def difference(first: MethodResult, second: MethodResult, column: str) -> Interval:
+    """Return the first line minus the second, paired by person.
 
     Args:
         first: one line.
-        second: another.
-        column: one of ``COLUMNS``.
+        second: another line.
+        column: name of one of ``COLUMNS``.
     """
-    a, b = first.values.get(column, {}), second.values.get(column, {})
-    shared = [person for person in a if person in b]
-    return paired_difference(
-        np.array([a[person] for person in shared]), np.array([b[person] for person in shared]), seed=SEED
-    )
+    return outcomes.difference(first.values.get(column, {}), second.values.get(column, {}))
 
 
-def outcomes(found: Sequence[Cell]) -> str:
-    """The table of what was forgotten and kept, as Markdown.
+def outcome_table(results: Sequence[MethodResult]) -> str:
+    """Write the table of what was forgotten and maintained, as Markdown.
 
     Args:
-        found: the lines, in order; a method's follow each other.
+        results: the lines in order; a method's follow each other.
     """
     rows = [["method", "edited at", *(column.title for column in COLUMNS.values())]]
-    for cell in found:
-        shown = [cell.note, *[""] * (len(COLUMNS) - 1)] if cell.note else [_shown(cell, c) for c in COLUMNS]
-        rows.append([cell.method, cell.place or NONE, *shown])
+    for result in results:
+        cells = [_cell(result, column) for column in COLUMNS]
+        if result.note:
+            cells = [result.note, *[""] * (len(COLUMNS) - 1)]
+        rows.append([result.method, result.localization or NONE, *cells])
     return markdown(rows)
 
 
-def fits(found: Sequence[Cell], *, total: int) -> str:
-    """The table of how each edit was fitted, as Markdown.
+def fit_table(results: Sequence[MethodResult], *, total: int) -> str:
+    """Write the table of how each edit was fitted, as Markdown.
 
     Args:
-        found: the lines, in order.
-        total: how many weights there are.
+        results: the lines in order.
+        total: number of weights of the model.
     """
     heads = ["chosen", "tried", "steps", "kept", "success", "retention", "free to change", "changed"]
     rows = [["method", "edited at", *heads]]
-    for cell in found:
-        if cell.chosen is None:
+    for result in results:
+        trial = result.chosen
+        if trial is None:
             continue
-        one = cell.chosen
-        reached = [one.options, str(len(cell.tried)), str(one.steps or NONE), str(one.step or NONE)]
-        reached += [f"{one.success:.2f}", f"{one.retention:.2f}"]
-        sizes = [f"{count / 1000:.0f} k ({count / total:.1%})" for count in (cell.size, cell.changed)]
-        rows.append([cell.method, cell.place, *reached, *sizes])
+        cells = [trial.options, str(len(result.trials)), str(trial.steps or NONE), str(trial.step or NONE)]
+        cells += [f"{trial.success:.2f}", f"{trial.retention:.2f}"]
+        cells += [f"{count / 1000:.0f} k ({count / total:.1%})" for count in (result.size, result.changed)]
+        rows.append([result.method, result.localization, *cells])
     return markdown(rows)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a table in Markdown, the first of them its head.
+    """Write rows as a table in Markdown, the first of them its head.
 
     Args:
-        rows: of equal length.
+        rows: rows of equal length.
 
     Example:
         >>> print(markdown([["a", "b"], ["1", "2"]]))
@@ -110,7 +102,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "| " + " | ".join(["---"] * len(rows[0])) + " |", *body])
 
 
-def _shown(cell: Cell, column: str) -> str:
-    if column == "new" and cell.aim != "new" and cell.method not in (UNTOUCHED, GOLD):
+def _cell(result: MethodResult, column: str) -> str:
+    if column == "new" and result.aim != "new" and result.method not in (UNTOUCHED, GOLD):
         return NONE
-    return str(mean(cell, column))
+    return str(mean(result, column))

@@ -1,20 +1,21 @@
 """Choose the options of an edit on validation phrasings, in one way for every method.
 
-1. Each candidate is a whole recipe: an objective, a learning rate, a budget of steps, and a stop. It is
-   fitted on training phrasings; its stop decides, on validation phrasings, which of its steps is kept.
+1. A candidate is a whole recipe: an objective, a learning rate, a budget of steps, and a stop. It is fitted
+   on training phrasings, and its stop decides, on validation phrasings, which of its steps is kept.
 2. The candidate whose kept step has the highest ``Stop.value`` is chosen: success up to the goal, plus
    retention up to the bound. Of two that are worth the same the earlier one is, so list gentle ones first.
-3. No value can be above that of a candidate that reached the goal, so those after it are not tried. A
-   candidate whose training fails (it diverges, say) is out.
+3. No candidate can be worth more than one that reached the goal, so those after it are not tried. A candidate
+   whose training fails (because it diverges, say) is out.
 
 Held-out phrasings are never read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
@@ -28,23 +29,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """How one candidate did on validation phrasings.
 
     Args:
-        options: what sets it apart from the other candidates, in words.
+        options: the options that set it apart from the other candidates, in words.
         success: share of the forget set's questions on which the objective's aim was met.
         retention: accuracy on the retain set.
         step: the step that was kept.
-        steps: how many were taken.
+        steps: number of steps that were taken.
         failed: why it could not be fitted; empty if it could.
 
     Example:
-        >>> Tried("lr 0.001", success=1.0, retention=0.5).value(mu.Stop(goal=0.9))
+        >>> Trial("lr 0.001", success=1.0, retention=0.5).value(mu.Stop(goal=0.9))
         1.4
     """
 
-    options: str
+    options: str = ""
     success: float = 0.0
     retention: float = 0.0
     step: int = 0
@@ -56,7 +57,7 @@ class Tried:
         return float("-inf") if self.failed else stop.value(self.success, self.retention)
 
     def reached(self, stop: Stop) -> bool:
-        """Whether it met the goal and kept enough, so that no other can be worth more."""
+        """Whether it reached the goal and retained enough, so that no candidate can be worth more."""
         return not self.failed and self.success >= stop.goal and self.retention >= stop.min_retention
 
 
@@ -65,19 +66,27 @@ class Choice:
     """The candidate that was chosen, its edit, and how all that were tried did.
 
     Args:
-        edit: of the chosen candidate.
+        edit: the edit of the chosen candidate.
         chosen: how it did.
-        tried: every candidate up to the first that reached the goal, in the order given.
+        trials: how every candidate did, in order, up to the first that reached the goal.
     """
 
     edit: Edit
-    chosen: Tried
-    tried: tuple[Tried, ...]
+    chosen: Trial
+    trials: tuple[Trial, ...]
 
     @property
     def recipe(self) -> Recipe | None:
         """The chosen candidate; None if its edit was not trained."""
         return self.edit.recipe
+
+
+class Candidate(NamedTuple):
+    """The options of a candidate in words, its stop, and the function that fits it."""
+
+    options: str
+    stop: Stop
+    fit: Callable[[], tuple[Edit, Trial]]
 
 
 def choose(
@@ -92,10 +101,10 @@ def choose(
 
     Args:
         hm: the model, which stays as it is.
-        localization: where weights may change.
+        localization: the sites whose weights may change.
         candidates: recipes with a stop, the gentlest first.
-        facts: what to train and to validate on.
-        progress: whether to show the bars of the fits.
+        facts: the facts to train and to validate on.
+        progress: show the progress bars of the fits.
 
     Raises:
         TrainingError: there is no candidate, one has no stop or takes no step, or none could be fitted.
@@ -106,38 +115,61 @@ def choose(
         >>> inject = mu.objectives.Inject()
         >>> grid = [Recipe(inject, steps=1, lr=lr) for lr in (1e-3, 3e-3)]
         >>> choice = choose(hm, mu.Localization(["L0.mlp"]), grid, facts)
-        >>> [tried.options for tried in choice.tried]
+        >>> [trial.options for trial in choice.trials]
         ['lr 0.001', 'lr 0.003']
     """
     _check(candidates)
-    options, tried = told_apart(candidates), list[Tried]()
-    best: tuple[float, Edit, Tried] | None = None
-    for recipe, words in zip(candidates, options, strict=True):
-        stop = recipe.stop or Stop()
-        try:
-            edit = refit(hm, recipe, localization, facts, progress=progress)
-        except TrainingError as error:
-            tried.append(Tried(words, failed=str(error)))
-            continue
-        success, retention = judged(edit)
-        tried.append(Tried(words, success, retention, edit.step, len(edit.history)))
-        if best is None or tried[-1].value(stop) > best[0]:
-            best = tried[-1].value(stop), edit, tried[-1]
-        if tried[-1].reached(stop):
-            break
-    if best is None:
-        raise TrainingError(f"none of {len(tried)} candidates could be fitted; the last: {tried[-1].failed}")
-    return Choice(best[1], best[2], tuple(tried))
+
+    def fit(recipe: Recipe) -> tuple[Edit, Trial]:
+        edit = refit(hm, recipe, localization, facts, progress=progress)
+        return edit, Trial("", *validated(edit), edit.step, len(edit.history))
+
+    return best_of(
+        [
+            Candidate(options, recipe.stop or Stop(), partial(fit, recipe))
+            for options, recipe in zip(in_words(candidates), candidates, strict=True)
+        ]
+    )
 
 
-def judged(edit: Edit) -> tuple[float, float]:
-    """Success and retention at the step that an edit kept.
+def best_of(candidates: Sequence[Candidate]) -> Choice:
+    """Fit candidates in order, and choose the one that is worth most.
 
     Args:
-        edit: fitted with a stop.
+        candidates: the gentlest first, one at least.
 
     Raises:
-        TrainingError: it was not judged, since it was fitted without a stop, or not fitted at all.
+        TrainingError: none could be fitted.
+    """
+    trials: list[Trial] = []
+    best: tuple[float, Edit, Trial] | None = None
+    for options, stop, fit in candidates:
+        try:
+            edit, outcome = fit()
+        except TrainingError as error:
+            trials.append(Trial(options, failed=str(error)))
+            continue
+        trial = replace(outcome, options=options)
+        trials.append(trial)
+        if best is None or trial.value(stop) > best[0]:
+            best = trial.value(stop), edit, trial
+        if trial.reached(stop):
+            break
+    if best is None:
+        raise TrainingError(
+            f"none of {len(trials)} candidates could be fitted; the last: {trials[-1].failed}"
+        )
+    return Choice(best[1], best[2], tuple(trials))
+
+
+def validated(edit: Edit) -> tuple[float, float]:
+    """Return success and retention at the step that an edit kept.
+
+    Args:
+        edit: an edit that was fitted with a stop.
+
+    Raises:
+        TrainingError: it was fitted without a stop, or not fitted at all.
     """
     entry = edit.history[edit.step - 1] if edit.step else {}
     if "success" not in entry:
@@ -145,8 +177,8 @@ def judged(edit: Edit) -> tuple[float, float]:
     return entry["success"], entry["retention"]
 
 
-def told_apart(candidates: Sequence[Recipe]) -> list[str]:
-    """What sets each candidate apart: its learning rate and, where they differ, its objective.
+def in_words(candidates: Sequence[Recipe]) -> list[str]:
+    """Name what sets each candidate apart: its learning rate and, where they differ, its objective.
 
     Args:
         candidates: some recipes.

@@ -18,37 +18,39 @@ from mechunlearn.localization.fact_lookup.probe_and_swap import fact_lookup
 from mechunlearn.models.hooked import HookedModel
 
 RANDOM = "random"
-PLACES = (LOOKUP, RANDOM, EVERYTHING)
 
 
-def places(hm: HookedModel, facts: Facts, *, seed: int) -> Mapping[str, Localization]:
-    """Find the three localizations.
+def localizations(hm: HookedModel, facts: Facts, *, seed: int) -> Mapping[str, Localization]:
+    """Choose the three localizations.
 
     Args:
         hm: the embedded model.
         facts: one group's facts.
-        seed: of the probes' folds, and of the random choice.
+        seed: seed of the probes' folds, and of the random choice.
+
+    Returns:
+        The localizations by name.
 
     Raises:
         ScoresError: fact lookup credits no MLP.
 
     Example:
-        >>> found = places(mu.world.model(), mu.world.facts(), seed=0)
-        >>> list(found), list(map(str, found["fact lookup"]))
+        >>> by_name = localizations(mu.world.model(), mu.world.facts(), seed=0)
+        >>> list(by_name), list(map(str, by_name["fact lookup"]))
         (['fact lookup', 'random', 'everything'], ['L0.mlp'])
     """
-    found = fact_lookup(hm, facts.forget, fitted_on=facts.retain, seed=seed, progress=False).above(0.0)
-    if not found:
+    lookup = fact_lookup(hm, facts.forget, fitted_on=facts.retain, seed=seed, progress=False).above(0.0)
+    if not lookup:
         raise ScoresError("fact lookup credits no MLP, so there is nothing to compare; look at its evidence")
     return {
-        LOOKUP: found,
-        RANDOM: hm.sites.sample(like=found, seed=seed),
+        LOOKUP: lookup,
+        RANDOM: hm.sites.sample(like=lookup, seed=seed),
         EVERYTHING: Localization(hm.sites),
     }
 
 
 def described(localization: Localization) -> str:
-    """A localization in words: whole components by name, heads and neurons by their number.
+    """Describe a localization: components by name, heads and neurons by their number.
 
     Args:
         localization: some sites.
@@ -57,6 +59,6 @@ def described(localization: Localization) -> str:
         >>> described(mu.Localization(["L1.attn", "L5.mlp.neuron[0]", "L5.mlp.neuron[7]"]))
         'L1.attn, 2 neurons of L5.mlp'
     """
-    whole = [str(site) for site in localization if site.index is None]
+    names = [str(site) for site in localization if site.index is None]
     parts = Counter((site.kind, site.wider[-1]) for site in localization if site.index is not None)
-    return ", ".join([*whole, *(f"{n} {kind}{'s' * (n > 1)} of {wide}" for (kind, wide), n in parts.items())])
+    return ", ".join([*names, *(f"{n} {kind}{'s' * (n > 1)} of {wide}" for (kind, wide), n in parts.items())])

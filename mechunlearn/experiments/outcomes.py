@@ -1,0 +1,85 @@
+"""The columns of the tables: a value per person from the rows of an exam, and means over people.
+
+1. Outcomes are averaged within a person over phrasings.
+2. A mean has a 95 % bootstrap interval over people; a difference between two models is paired by person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from mechunlearn.auditing.report.estimates import Row, interval
+from mechunlearn.core.statistics import Interval
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Args:
+        title: the head of the column.
+        section: section of the exam.
+        metric: the value that is read, such as ``"answer"``: 1 where the old answer is given.
+        phrasings: phrasings that count; all where empty.
+        relations: relations that count; all where empty.
+    """
+
+    title: str
+    section: str
+    metric: str
+    phrasings: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
+
+    def per_person(self, rows: Iterable[Row]) -> dict[str, float]:
+        """Average this column's outcomes within every person.
+
+        Args:
+            rows: the rows of one model's exam.
+        """
+        outcomes: dict[str, list[float]] = {}
+        for row in rows:
+            if (
+                row.section == self.section
+                and (not self.phrasings or row.phrasing in self.phrasings)
+                and (not self.relations or row.relation in self.relations)
+                and self.metric in row.values
+            ):
+                outcomes.setdefault(row.fact, []).append(row.values[self.metric])
+        return {person: float(np.mean(values)) for person, values in outcomes.items()}
+
+
+COLUMNS: Final[Mapping[str, Column]] = {
+    "new": Column("new, held-out phrasings", "forget", "new", ("held_out",)),
+    "choice new": Column("new, multiple choice", "forget", "new", ("multiple choice",)),
+    "choice old": Column("old, multiple choice", "forget", "answer", ("multiple choice",)),
+    "entailed": Column("league, place still old", "entailed", "answer"),
+    "relearned": Column("old, relearned", "relearning", "answer", ("train", "held_out")),
+    "city": Column("home city kept", "same subject", "answer"),
+    "maintained": Column("maintained", "maintained", "answer", relations=("sport",)),
+    "text": Column("text loss (nats)", "text", "nll"),
+}
+
+
+def mean(values: Mapping[str, float]) -> Interval:
+    """Return the mean over people with its interval; not-a-number where there is nobody.
+
+    Args:
+        values: a value per person.
+    """
+    return interval(values, seed=SEED)
+
+
+def difference(first: Mapping[str, float], second: Mapping[str, float]) -> Interval:
+    """Return the mean of the first minus the second over the people of both, with its interval.
+
+    Args:
+        first: a value per person.
+        second: a value per person.
+    """
+    return interval({key: value - second[key] for key, value in first.items() if key in second}, seed=SEED)
