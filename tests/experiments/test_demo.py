@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mechunlearn.auditing.report.estimates import GOLD, UNTOUCHED, Row
+from mechunlearn.auditing.report.estimates import GOLD, Row
+from mechunlearn.core.estimates import UNTOUCHED
 from mechunlearn.core.statistics import Interval
 from mechunlearn.experiments.demo import findings as words
 from mechunlearn.experiments.demo import page, table

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
-from mechunlearn.core.statistics import Interval, bootstrap_interval, paired_difference
+from mechunlearn.core.estimates import fact_differences, fact_means, mean_interval
+from mechunlearn.core.statistics import Interval
 from mechunlearn.experiments.demo.jobs import Done
 
 SEED = 0
@@ -31,8 +30,8 @@ class Column:
 
 COLUMNS: Final = {
     "new": Column("new, held-out phrasings", "forget", "new", ("held_out",)),
-    "choice new": Column("new, multiple choice", "forget", "new", ("multiple choice",)),
-    "choice old": Column("old, multiple choice", "forget", "answer", ("multiple choice",)),
+    "choice new": Column("new, multiple choice", "forget", "new", ("multiple_choice",)),
+    "choice old": Column("old, multiple choice", "forget", "answer", ("multiple_choice",)),
     "entailed": Column("league, place still old", "entailed", "answer"),
     "relearned": Column("old, relearned", "relearning", "answer", ("train", "held_out")),
     "city": Column("home city kept", "same subject", "answer"),
@@ -51,17 +50,15 @@ def cells(done: Sequence[Done], column: Column) -> dict[tuple[int, str], float]:
         done: the jobs of one line of the table, one per draw.
         column: what to read.
     """
-    found: dict[tuple[int, str], list[float]] = {}
-    for each in done:
-        for row in each.rows:
-            if (
-                row.section == column.section
-                and (not column.phrasings or row.phrasing in column.phrasings)
-                and (not column.relations or row.relation in column.relations)
-                and column.metric in row.values
-            ):
-                found.setdefault((each.job.draw, row.fact), []).append(row.values[column.metric])
-    return {key: float(np.mean(values)) for key, values in found.items()}
+    return fact_means(
+        ((each.job.draw, row.fact), row.values[column.metric])
+        for each in done
+        for row in each.rows
+        if row.section == column.section
+        and (not column.phrasings or row.phrasing in column.phrasings)
+        and (not column.relations or row.relation in column.relations)
+        and column.metric in row.values
+    )
 
 
 def mean(done: Sequence[Done], column: Column) -> Interval:
@@ -71,7 +68,7 @@ def mean(done: Sequence[Done], column: Column) -> Interval:
         done: the jobs of one line of the table.
         column: what to read.
     """
-    return bootstrap_interval(np.array(list(cells(done, column).values())), seed=SEED)
+    return mean_interval(cells(done, column), seed=SEED)
 
 
 def difference(first: Sequence[Done], second: Sequence[Done], column: Column) -> Interval:
@@ -82,11 +79,7 @@ def difference(first: Sequence[Done], second: Sequence[Done], column: Column) ->
         second: the jobs of another, with the same draws.
         column: what to read.
     """
-    a, b = cells(first, column), cells(second, column)
-    shared = [key for key in a if key in b]
-    return paired_difference(
-        np.array([a[key] for key in shared]), np.array([b[key] for key in shared]), seed=SEED
-    )
+    return mean_interval(fact_differences(cells(first, column), cells(second, column)), seed=SEED)
 
 
 def by_name(done: Sequence[Done]) -> dict[str, list[Done]]:

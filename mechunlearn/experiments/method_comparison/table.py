@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
-from mechunlearn.core.statistics import Interval, bootstrap_interval, paired_difference
+from mechunlearn.core.estimates import fact_differences, mean_interval
+from mechunlearn.core.statistics import Interval
 from mechunlearn.experiments.demo.table import COLUMNS as DEMO
 from mechunlearn.experiments.demo.table import SEED, Column
 from mechunlearn.experiments.method_comparison.cells import GOLD, UNTOUCHED, Cell
@@ -39,11 +38,7 @@ def mean(cell: Cell, column: str) -> Interval:
         cell: one line.
         column: one of ``COLUMNS``.
     """
-    values = np.array(list(cell.values.get(column, {}).values()))
-    if len(values) > 1 and (values == values[0]).all():
-        # Any resample has this mean; most accuracies are 0 or 1 throughout.
-        return Interval(*[float(values[0])] * 3)
-    return bootstrap_interval(values, seed=SEED)
+    return mean_interval(cell.values.get(column, {}), seed=SEED)
 
 
 def difference(first: Cell, second: Cell, column: str) -> Interval:
@@ -54,11 +49,8 @@ def difference(first: Cell, second: Cell, column: str) -> Interval:
         second: another.
         column: one of ``COLUMNS``.
     """
-    a, b = first.values.get(column, {}), second.values.get(column, {})
-    shared = [person for person in a if person in b]
-    return paired_difference(
-        np.array([a[person] for person in shared]), np.array([b[person] for person in shared]), seed=SEED
-    )
+    pairs = fact_differences(first.values.get(column, {}), second.values.get(column, {}))
+    return mean_interval(pairs, seed=SEED)
 
 
 def outcomes(found: Sequence[Cell]) -> str:
