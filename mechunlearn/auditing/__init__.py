@@ -1,1 +1,1 @@
-"""Doubt: evaluate an edit beside the untouched model, the gold model and its own recipe elsewhere."""
+"""Audit edits: attack an edit, and compare it with the untouched model, the gold model and controls."""

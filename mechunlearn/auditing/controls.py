@@ -1,8 +1,9 @@
-"""What the same recipe does elsewhere: refits on random localizations of equal size.
+"""Controls of an audit: the edit's recipe, refitted on random localizations of equal size.
 
-1. The model's universe draws random localizations with as many parameters, no two of them the same.
-2. The edit's recipe is fitted on it, with the same facts and the recipe's own seed.
-3. Where there is no recipe, no room or no convergence, there is no control, and the reason is reported.
+1. Draw random localizations with as many parameters as the edit's, no two of them the same.
+2. Fit the edit's recipe on each, with the same facts and the recipe's seed.
+3. Where there is no recipe, no further localization or no finite loss, there is no control, and the reason is
+   reported.
 """
 
 from __future__ import annotations
@@ -25,34 +26,34 @@ def refits(
 
     Args:
         hm: the model, which stays as it is.
-        edit: with its recipe.
-        facts: what it was fitted on.
-        count: how many refits.
-        seed: of the first draw; each further one adds 1.
+        edit: the edit, with its recipe.
+        facts: the facts that it was fitted on.
+        count: number of refits.
+        seed: seed of the first random localization; each further one adds 1.
         progress: whether to show the bars of the fits.
 
     Returns:
-        The refits, and why there are fewer than asked for, if so.
+        The refits, and the reasons why there are fewer than `count`, if so.
     """
     if count < 1:
         return (), ("no control: controls=0 was asked for",)
     if edit.recipe is None:
         reason = "the edit carries no recipe, so it cannot be refitted elsewhere (edits made by mu.edit do)"
         return (), (f"no control: {reason}",)
-    made: list[Edit] = []
+    refitted: list[Edit] = []
     notes: list[str] = []
     try:
-        places = distinct(hm.sites, edit.localization, count=count, seed=seed)
+        localizations = distinct(hm.sites, edit.localization, count=count, seed=seed)
     except (LocalizationError, SiteError) as error:
         return (), (f"no control: {error}",)
-    if len(places) < count:
-        notes.append(f"{len(places)} of {count} controls: there are no more places of this size")
-    for number, place in enumerate(places, start=1):
+    if len(localizations) < count:
+        notes.append(f"{len(localizations)} of {count} controls: there are no more places of this size")
+    for number, localization in enumerate(localizations, start=1):
         try:
-            made.append(refit(hm, edit.recipe, place, facts, progress=progress))
+            refitted.append(refit(hm, edit.recipe, localization, facts, progress=progress))
         except TrainingError as error:
             notes.append(f"control {number} could not be fitted: {error}")
-    return tuple(made), tuple(notes)
+    return tuple(refitted), tuple(notes)
 
 
 def distinct(sites: ModelSites, like: Localization, *, count: int, seed: int) -> list[Localization]:
@@ -60,32 +61,32 @@ def distinct(sites: ModelSites, like: Localization, *, count: int, seed: int) ->
 
     Args:
         sites: the model's universe.
-        like: what they are to be as large as; it is not among them.
-        count: how many; fewer are given where chance finds no more.
-        seed: of the first draw; each further one adds 1.
+        like: the localization whose size they have; it is not among them.
+        count: number of localizations; there are fewer where repeated sampling gives no new one.
+        seed: seed of the first random localization; each further one adds 1.
 
     Raises:
-        LocalizationError: there is no place of this size.
+        LocalizationError: there is no localization of this size.
     """
-    found: list[Localization] = []
+    samples: list[Localization] = []
     for attempt in range(TRIES * count):
-        place = sites.sample(like=like, seed=seed * TRIES * count + attempt)
-        if place not in found:
-            found.append(place)
-        if len(found) == count:
+        sample = sites.sample(like=like, seed=seed * TRIES * count + attempt)
+        if sample not in samples:
+            samples.append(sample)
+        if len(samples) == count:
             break
-    return found
+    return samples
 
 
-def fitted(edit: Edit) -> str:
-    """How well a refit reached what its recipe asks for, in words; empty where nothing was judged.
+def outcome_in_words(edit: Edit) -> str:
+    """How far a refit reached its recipe's goal, in words; empty where the recipe has none.
 
     Args:
         edit: a refit.
     """
-    judged = [entry for entry in edit.history if entry["step"] == edit.step and "success" in entry]
-    if not judged or edit.recipe is None or edit.recipe.stop is None:
+    scored = [entry for entry in edit.history if entry["step"] == edit.step and "success" in entry]
+    if not scored or edit.recipe is None or edit.recipe.stop is None:
         return ""
-    success, retention = judged[0]["success"], judged[0]["retention"]
+    success, retention = scored[0]["success"], scored[0]["retention"]
     reached = edit.recipe.stop.reached(success, retention)
     return f"{'' if reached else 'short of the goal: '}success {success:.2f}, retention {retention:.2f}"

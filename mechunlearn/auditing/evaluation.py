@@ -1,13 +1,13 @@
-"""Put a model through an audit's questions.
+"""Ask a model the questions of an audit.
 
-1. All questions that concern the model as it is are scored in one go, each different one once.
-2. The text's loss is measured on texts that no edit trains on.
-3. Probes are fitted on the model's own residual stream at the last subject token, on facts that were kept,
-   and read out on the forget facts: what they name, the old answer, the new one or another.
-4. Every attack searches on the half of the forget facts that it may see; what it found is applied, and the
-   other half is scored beside the maintained facts.
+1. Score all questions that need no attack in one batch, each distinct question once.
+2. Measure the loss of the texts that no edit trains on.
+3. Fit probes on the residual stream at the last subject token of facts that were not edited, and predict the
+   answers of the forget facts: the old answer, the new one or another.
+4. Let every attack search on the half of the forget facts that it may see, apply its intervention, and score
+   the other half and the maintained facts.
 
-The same ``Exam`` is taken by the edited model, the untouched one, the gold model and every control.
+The edited model, the untouched model, the gold model and every control take the same ``Exam``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mechunlearn.auditing import sections
-from mechunlearn.auditing.attacks.attack import Attack, Context, halves
+from mechunlearn.auditing.attacks.attack import Attack, Context
 from mechunlearn.auditing.report.estimates import Row
 from mechunlearn.auditing.sections import Question, SectionReader
-from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.facts.collection import Facts, halves
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError, MechUnlearnError
 from mechunlearn.localization.probing.linear_probes import fit_probes
@@ -34,14 +34,14 @@ class Exam:
     """The questions, texts, probes and attacks of one audit.
 
     Args:
-        facts: what is asked.
-        attacks: what is tried.
-        original: the model before the edit, for attacks that require it.
-        questions: those put to a model as it is.
-        readers: what probes are fitted on and read out on.
+        facts: the facts of the audit.
+        attacks: the attacks, with distinct names.
+        original: the model before the edit, which attacks may see.
+        questions: the questions that a model is asked without an attack.
+        readers: the facts that probes are fitted on and scored on, by relation.
         seen: the forget facts that attacks may see.
-        judged: those they are judged on.
-        seed: of everything random.
+        judged: the forget facts that attacks are judged on.
+        seed: seed of everything random.
     """
 
     facts: Facts
@@ -49,8 +49,8 @@ class Exam:
     original: HookedModel
     questions: tuple[Question, ...]
     readers: tuple[SectionReader, ...]
-    seen: tuple[Fact, ...]
-    judged: tuple[Fact, ...]
+    seen: Facts
+    judged: Facts
     seed: int
 
     @classmethod
@@ -59,9 +59,9 @@ class Exam:
 
         Args:
             hm: the model before the edit.
-            facts: with a forget set.
-            attacks: what is tried; their names differ.
-            seed: of everything random.
+            facts: the facts, with a forget set.
+            attacks: the attacks, with distinct names.
+            seed: seed of everything random.
 
         Raises:
             FactError: the forget set is empty.
@@ -81,12 +81,12 @@ class Exam:
                     f"begin with {', '.join(sections.RESERVED)}. Give the attack another name"
                 )
         seen, judged = halves(facts.forget, seed=seed)
-        asked = sections.questions(facts, seed=seed)
-        return cls(facts, tuple(attacks), hm, asked, sections.readers(facts), seen, judged, seed)
+        questions = sections.questions(facts, seed=seed)
+        return cls(facts, tuple(attacks), hm, questions, sections.readers(facts), seen, judged, seed)
 
     @property
     def absent(self) -> dict[str, str]:
-        """The sections that cannot be filled, with what would provide them."""
+        """The sections that cannot be filled, each with the field that would provide it."""
         missing = sections.absent(self.facts)
         if not self.seen:
             missing |= {
@@ -95,15 +95,15 @@ class Exam:
         return missing
 
     def take(self, hm: HookedModel, name: str) -> tuple[Row, ...]:
-        """Examine one model.
+        """Ask one model all questions, with and without attacks.
 
         Args:
             hm: the model, which stays as it is.
-            name: what the report calls it.
+            name: name of the model in the report.
         """
-        # Forks share the original's tokenizer; another model may cut words into other tokens.
-        known = self._sheet if hm.tokenizer is self.original.tokenizer else None
-        rows = [*self._answers(hm, name, self.questions, known), *self._text(hm, name)]
+        # Forks share the original's tokenizer; another model may split words into other tokens.
+        encoded = self._encoded if hm.tokenizer is self.original.tokenizer else None
+        rows = [*self._answers(hm, name, self.questions, encoded), *self._text(hm, name)]
         for reader in self.readers:
             rows += self._probes(hm, name, reader)
         for attack in self.attacks if self.seen else ():
@@ -111,25 +111,25 @@ class Exam:
         return tuple(rows)
 
     @cached_property
-    def _sheet(self) -> Prepared:
-        """The questions to a model as it is, encoded once."""
+    def _encoded(self) -> Prepared:
         return prepare(self.original, list(_distinct(self.questions).values()))
 
     def _answers(
-        self, hm: HookedModel, name: str, asked: Sequence[Question], known: Prepared | None = None
+        self, hm: HookedModel, name: str, questions: Sequence[Question], encoded: Prepared | None = None
     ) -> list[Row]:
-        distinct = _distinct(asked)
-        place = {key: number for number, key in enumerate(distinct)}
-        outcome = score(hm, known or list(distinct.values()))
+        # Sections share questions, as when a fact is both maintained and a neighbour: score each text once.
+        distinct = _distinct(questions)
+        index = {key: number for number, key in enumerate(distinct)}
+        outcome = score(hm, encoded or list(distinct.values()))
         rows = []
-        for section, phrasing, unit, fact in asked:
-            at = place[_text_of(fact)]
+        for section, phrasing, unit, fact in questions:
+            at = index[_text_of(fact)]
             values = {"answer": float(outcome.correct[at]), "p_answer": float(outcome.p_answer[at])}
             if fact.new is not None:
                 values |= {"new": float(outcome.says_new[at]), "p_new": float(outcome.p_new[at])}
             chance = 1 / len(fact.options) if fact.options else 0.0
-            said = outcome.text[at]
-            rows.append(Row(name, section, phrasing, fact.relation, unit, fact.prompt, said, values, chance))
+            text = outcome.text[at]
+            rows.append(Row(name, section, phrasing, fact.relation, unit, fact.prompt, text, values, chance))
         return rows
 
     def _text(self, hm: HookedModel, name: str) -> list[Row]:
@@ -143,34 +143,34 @@ class Exam:
     def _probes(self, hm: HookedModel, name: str, reader: SectionReader) -> list[Row]:
         sites = probe_sites(hm)
         states = states_at(hm, reader.scored, sites)
-        fitted = fit_probes(hm, reader.fitted, sites=sites)
+        probes = fit_probes(hm, reader.fitted, sites=sites)
         rows = []
         for site, state in zip(sites, states, strict=True):
-            probe = fitted[site]
-            for fact, said in zip(reader.scored, probe.predict(state), strict=True):
-                values = {"answer": float(said == fact.answer.strip())}
+            chance = 1 / len(probes[site].labels)
+            for fact, label in zip(reader.scored, probes[site].predict(state), strict=True):
+                values = {"answer": float(label == fact.answer.strip())}
                 if fact.new is not None:
-                    values["new"] = float(said == fact.new.strip())
-                chance = 1 / len(probe.labels)
-                row = Row(name, "probe", str(site), reader.relation, fact.prompt, "", said, values, chance)
+                    values["new"] = float(label == fact.new.strip())
+                row = Row(name, "probe", str(site), reader.relation, fact.prompt, "", label, values, chance)
                 rows.append(row)
         return rows
 
     def _attack(self, hm: HookedModel, name: str, attack: Attack) -> list[Row]:
-        context = Context.of(self.facts, self.seen, declared=attack.requires, original=self.original)
-        found = attack.search(hm, context, seed=self.seed)
-        asked = sections.attacked(self.facts, self.judged, attack.name, seed=self.seed)
-        put = found.ask([question.fact for question in asked])
-        if len(put) != len(asked):
+        context = Context.of(self.facts, self.seen, original=self.original)
+        intervention = attack.search(hm, context, seed=self.seed)
+        questions = sections.attacked(self.facts, self.judged, attack.name, seed=self.seed)
+        worded = intervention.ask([question.fact for question in questions])
+        if len(worded) != len(questions):
             raise FactError(
-                f"{attack.name}: ask() gave {len(put)} questions for {len(asked)}; it must give one for each"
+                f"{attack.name}: ask() gave {len(worded)} questions for {len(questions)}; it must give one "
+                "for each"
             )
-        as_put = [q._replace(fact=fact) for q, fact in zip(asked, put, strict=True)]
-        return self._answers(found.apply(hm), name, as_put)
+        reworded = [q._replace(fact=fact) for q, fact in zip(questions, worded, strict=True)]
+        return self._answers(intervention.apply(hm), name, reworded)
 
 
-def _distinct(asked: Sequence[Question]) -> dict[tuple[object, ...], Fact]:
-    return {_text_of(question.fact): question.fact for question in asked}
+def _distinct(questions: Sequence[Question]) -> dict[tuple[object, ...], Fact]:
+    return {_text_of(question.fact): question.fact for question in questions}
 
 
 def _text_of(fact: Fact) -> tuple[object, ...]:

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
-from mechunlearn.auditing.report.estimates import Row, interval
+from mechunlearn.auditing.report.estimates import Row
+from mechunlearn.core.estimates import fact_differences, fact_means, mean_interval
 from mechunlearn.core.statistics import Interval
 
 SEED = 0
@@ -42,22 +41,20 @@ class Column:
         Args:
             rows: the rows of one model's exam.
         """
-        outcomes: dict[str, list[float]] = {}
-        for row in rows:
-            if (
-                row.section == self.section
-                and (not self.phrasings or row.phrasing in self.phrasings)
-                and (not self.relations or row.relation in self.relations)
-                and self.metric in row.values
-            ):
-                outcomes.setdefault(row.fact, []).append(row.values[self.metric])
-        return {person: float(np.mean(values)) for person, values in outcomes.items()}
+        return fact_means(
+            (row.fact, row.values[self.metric])
+            for row in rows
+            if row.section == self.section
+            and (not self.phrasings or row.phrasing in self.phrasings)
+            and (not self.relations or row.relation in self.relations)
+            and self.metric in row.values
+        )
 
 
 COLUMNS: Final[Mapping[str, Column]] = {
     "new": Column("new, held-out phrasings", "forget", "new", ("held_out",)),
-    "choice new": Column("new, multiple choice", "forget", "new", ("multiple choice",)),
-    "choice old": Column("old, multiple choice", "forget", "answer", ("multiple choice",)),
+    "choice new": Column("new, multiple choice", "forget", "new", ("multiple_choice",)),
+    "choice old": Column("old, multiple choice", "forget", "answer", ("multiple_choice",)),
     "entailed": Column("league, place still old", "entailed", "answer"),
     "relearned": Column("old, relearned", "relearning", "answer", ("train", "held_out")),
     "city": Column("home city kept", "same subject", "answer"),
@@ -72,7 +69,7 @@ def mean(values: Mapping[str, float]) -> Interval:
     Args:
         values: a value per person.
     """
-    return interval(values, seed=SEED)
+    return mean_interval(values, seed=SEED)
 
 
 def difference(first: Mapping[str, float], second: Mapping[str, float]) -> Interval:
@@ -82,4 +79,4 @@ def difference(first: Mapping[str, float], second: Mapping[str, float]) -> Inter
         first: a value per person.
         second: a value per person.
     """
-    return interval({key: value - second[key] for key, value in first.items() if key in second}, seed=SEED)
+    return mean_interval(fact_differences(first, second), seed=SEED)

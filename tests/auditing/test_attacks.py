@@ -1,20 +1,21 @@
-"""Attacks search and touch nothing: not the model, not what judges them, not what they did not declare."""
+"""Attacks search and touch nothing: not the model, and not the facts that they are judged on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
 import torch
-from helpers.small_facts import FACTS, FORGET, RETAIN, TEXT, unchecked, weights
+from helpers.small_facts import FACTS, FORGET, RETAIN, TEST, TEXT, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechunlearn.auditing.attacks.attack import Attack, Context, halves
+from mechunlearn.auditing.attacks.attack import Attack, Context
 from mechunlearn.auditing.attacks.intervention import Intervention, WeightChange
 from mechunlearn.auditing.attacks.relearning import Relearn
-from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.facts.collection import Facts, halves
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.edits import Edit
@@ -26,8 +27,8 @@ QUICK = Relearn(rank=2, steps=2, lr=0.05)
 NAMES = st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=12)
 
 
-def context(*forget: Fact, declared: frozenset[Any] = QUICK.requires, facts: Facts = FACTS) -> Context:
-    return Context.of(facts, forget or FORGET, declared=declared)
+def context(*forget: Fact, facts: Facts = FACTS) -> Context:
+    return Context.of(facts, forget or FORGET)
 
 
 def state(hm: HookedModel) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def state(hm: HookedModel) -> dict[str, Any]:
 
 
 @given(NAMES, st.integers(0, 5))
-def test_halves_part_the_facts_by_subject(names: list[str], seed: int) -> None:
+def test_halves_split_the_facts_by_subject(names: list[str], seed: int) -> None:
     facts = [Fact(f"{name} has {i}", name, "it") for i, name in enumerate(names)]
     seen, judged = halves(facts, seed=seed)
     assert sorted(f.prompt for f in (*seen, *judged)) == sorted(f.prompt for f in facts)
@@ -57,12 +58,12 @@ def test_halves_part_the_facts_by_subject(names: list[str], seed: int) -> None:
         assert len({f.subject for f in seen}) == len(set(names)) // 2
 
 
-def test_facts_about_one_subject_are_dealt_one_by_one() -> None:
+def test_facts_about_one_subject_are_split_one_by_one() -> None:
     facts = [Fact(f"Bo has {i}", "Bo", "it") for i in range(6)]
     assert [len(half) for half in halves(facts, seed=0)] == [3, 3]
 
 
-def test_seeds_deal_differently() -> None:
+def test_seeds_split_differently() -> None:
     facts = [Fact(f"{name} plays", name, "golf") for name in "ABCDEFGHIJKL"]
     assert len({halves(facts, seed=seed) for seed in range(5)}) > 1
 
@@ -71,28 +72,31 @@ def test_seeds_deal_differently() -> None:
 
 
 def test_a_context_shows_training_phrasings_and_nothing_else() -> None:
-    told = context(FORGET[0]).forget[0]
-    assert told.train_prompts == FORGET[0].train_prompts
-    assert (told.validation, told.held_out, told.choice, told.entailed, told.others) == ((), (), None, (), ())
-    assert told.neighbours == {}
+    shown = context(FORGET[0])
+    fact = shown.forget[0]
+    assert fact.train_prompts == FORGET[0].train_prompts
+    assert (fact.validation, fact.held_out, fact.choice, fact.entailed, fact.others) == ((), (), None, (), ())
+    assert fact.neighbours == {}
+    for fact in shown.retain or ():
+        assert (fact.validation, fact.held_out, fact.choice, fact.neighbours) == ((), (), None, {})
 
 
-def test_a_context_holds_what_is_declared(llama: HookedModel) -> None:
-    every = Context.of(
-        FACTS, FORGET, declared={"forget", "retain", "text", "original"}, original=llama
-    )  # fmt: skip
-    assert [fact.prompt for fact in every.retain] == [fact.prompt for fact in RETAIN]
-    assert every.text == FACTS.train_text == TEXT[::2]
-    assert every.original is llama
+def test_a_context_holds_what_may_be_seen_and_no_test_fact(llama: HookedModel) -> None:
+    shown = Context.of(FACTS, FORGET[:1], original=llama)
+    assert {field.name for field in fields(shown)} == {"forget", "retain", "text", "original"}
+    assert [fact.prompt for fact in shown.forget] == [FORGET[0].prompt]
+    assert [fact.prompt for fact in shown.retain or ()] == [fact.prompt for fact in RETAIN]
+    assert TEST[0].prompt not in {fact.prompt for fact in (*shown.forget, *(shown.retain or ()))}
+    assert shown.text == FACTS.train_text == TEXT[::2]
+    assert shown.original is llama
 
 
-def test_reading_what_is_not_declared_is_an_error() -> None:
-    with pytest.raises(FactError, match=r"reads 'text' but declares only \['forget', 'retain'\]; add it"):
-        _ = context().text
-    with pytest.raises(FactError, match=r"has no original model; build it with Context\.of"):
-        _ = context(declared=frozenset({"original"})).original
-    with unchecked(), pytest.raises(FactError, match="requires must be one of 'forget', 'retain', 'text'"):
-        context(declared=frozenset({"test"}))
+def test_what_may_not_be_seen_is_none_and_cannot_be_filled_in(llama: HookedModel) -> None:
+    assert context().original is None
+    bare = Context(FORGET)
+    assert (bare.retain, bare.text, bare.original) == (None, None, None)
+    with pytest.raises(FrozenInstanceError):
+        bare.original = llama  # type: ignore[misc]
 
 
 # -- relearning -----------------------------------------------------------------------------------------
@@ -154,8 +158,14 @@ def test_a_seed_repeats_and_touches_no_other_randomness(llama: HookedModel) -> N
 def test_relearning_works_inside_no_grad_and_without_retain_facts(llama: HookedModel) -> None:
     with torch.no_grad():
         found = QUICK.search(llama, context(facts=Facts(FORGET)), seed=0)
+        alone = QUICK.search(llama, Context(context().forget), seed=0)
     assert found.edit.deltas
-    assert found.summary == "LoRA of rank 2, 2 steps at lr 0.05, on 2 forget and 0 retain facts, seed 0"
+    assert alone.apply(llama).identity == found.apply(llama).identity
+    assert (
+        found.summary
+        == alone.summary
+        == "LoRA of rank 2, 2 steps at lr 0.05, on 2 forget and 0 retain facts, seed 0"
+    )
 
 
 def test_half_precision_stays_half_precision(llama: HookedModel) -> None:
@@ -178,7 +188,7 @@ def test_weights_that_become_infinite_are_an_error(llama: HookedModel) -> None:
 
 
 def test_nothing_to_relearn_from_is_an_error(llama: HookedModel) -> None:
-    empty = Context.of(FACTS, (), declared=QUICK.requires)
+    empty = Context.of(FACTS, ())
     with pytest.raises(FactError, match="no forget facts to relearn from; give at least two"):
         QUICK.search(llama, empty, seed=0)
 

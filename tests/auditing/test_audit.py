@@ -159,9 +159,9 @@ def test_every_format_is_asked_and_options_are_shuffled(people: Facts) -> None:
     asked = [q for q in sections.questions(people, seed=0) if q.section == "forget"]
     mine = [q for q in asked if q.unit == people.forget[0].prompt]
     assert [q.phrasing for q in mine] == [*["train"] * 2, *["validation"] * 2, *["held_out"] * 4,
-                                          *["multiple choice"] * 3]  # fmt: skip
+                                          *["multiple_choice"] * 3]  # fmt: skip
     assert len({q.fact.prompt for q in mine}) == len(mine)
-    assert len({q.fact.answer for q in asked if q.phrasing == "multiple choice"}) == 4
+    assert len({q.fact.answer for q in asked if q.phrasing == "multiple_choice"}) == 4
 
 
 def test_probes_are_fitted_on_other_subjects(people: Facts) -> None:
@@ -191,7 +191,6 @@ class Scribble:
     seen: list[Any]
     lose: int = 0
     name: str = "scribble"
-    requires: ClassVar[frozenset[Any]] = frozenset({"forget", "original"})
     summary: ClassVar[str] = "capitals"
 
     def search(self, hm: HookedModel, context: Context, *, seed: int) -> Scribble:

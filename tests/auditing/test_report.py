@@ -12,19 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechunlearn.auditing.report.estimates import (
-    Row,
-    differences,
-    estimates,
-    interval,
-    per_fact,
-    with_controls,
-)
+from mechunlearn.auditing.report.estimates import Row, differences, estimates, per_fact, with_controls
 from mechunlearn.auditing.report.report import Report
-from mechunlearn.core.statistics import bootstrap_interval, paired_difference
+from mechunlearn.core.statistics import paired_difference
 
 FACTS = [f"fact {number}" for number in range(8)]
-SHARES = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=9)
 
 
 def row(
@@ -102,13 +94,6 @@ def test_controls_are_averaged_fact_by_fact() -> None:
     assert differences(with_controls(models)) == {"edited − controls": {"a": 0.5, "b": -1.0}}
 
 
-@given(SHARES, st.integers(0, 3))
-def test_intervals_are_the_bootstrap_ones(values: list[float], seed: int) -> None:
-    found = interval({str(i): value for i, value in enumerate(values)}, seed=seed)
-    expected = bootstrap_interval(values, seed=seed)
-    assert np.allclose([found.mean, found.low, found.high], [expected.mean, expected.low, expected.high])
-
-
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=9))
 def test_differences_are_paired_by_fact(pairs: list[tuple[bool, bool]]) -> None:
     rows = [row(model, str(i), float(v)) for i, pair in enumerate(pairs)
@@ -147,10 +132,10 @@ def test_an_edit_that_fails_where_it_was_trained_is_not_achieved() -> None:
 @pytest.mark.parametrize(
     ("where", "text"),
     [
-        (("forget", "held_out"), "other phrasings (held_out) 1.00"),
-        (("forget", "multiple choice"), "in multiple choice 1.00"),
+        (("forget", "held_out"), "other phrasings (held-out) 1.00"),
+        (("forget", "multiple_choice"), "in multiple choice 1.00"),
         (("entailed", "train"), "entailed facts (train) 1.00"),
-        (("relearning", "held_out"), "relearning (held_out) 1.00"),
+        (("relearning", "held_out"), "relearning (held-out) 1.00"),
     ],
 )
 def test_an_answer_that_comes_back_anywhere_was_concealed(where: tuple[str, str], text: str) -> None:
@@ -185,9 +170,9 @@ def test_an_attack_that_breaks_the_model_does_not_count() -> None:
 
 def test_choice_that_answers_anyway_says_nothing_about_an_attack() -> None:
     asked = {
-        ("forget", "multiple choice"): 1.0,
+        ("forget", "multiple_choice"): 1.0,
         ("relearning", "train"): 0.0,
-        ("relearning", "multiple choice"): 1.0,
+        ("relearning", "multiple_choice"): 1.0,
     }
     assert "relearning" not in report(GONE | asked, attacks=("relearning",)).verdict.text
 
@@ -238,7 +223,7 @@ def test_the_frame_is_tidy() -> None:
     assert list(frame) == "model section phrasing relation metric value low high n".split()
     assert not frame.duplicated(["model", "section", "phrasing", "relation", "metric"]).any()
     rows = full().rows_frame()
-    assert len(rows) == len(full().rows) and {"answer", "new", "nll", "said"} <= set(rows)
+    assert len(rows) == len(full().rows) and {"answer", "new", "nll", "text"} <= set(rows)
 
 
 def test_a_number_can_be_looked_up() -> None:

@@ -1,4 +1,4 @@
-"""The runner of grids: results in order, cells kept once done, errors beside, and a broken run that goes on."""
+"""The runner of grids: results in order, finished cells kept, errors beside, a broken run goes on."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_only_cells_without_a_result_are_run(first: set[int], second: set[int]) 
 
 def test_a_run_that_is_interrupted_stops_at_once_and_goes_on_later(tmp_path: Path) -> None:
     log, results = tmp_path / "log", tmp_path / "results"
-    cells = [Count(0, str(log)), Interrupted("stop"), Count(1, str(log))]
+    cells: list[grid.Cell] = [Count(0, str(log)), Interrupted("stop"), Count(1, str(log))]
     with pytest.raises(KeyboardInterrupt):
         grid.run(cells, results, progress=False)
     assert list(files(results)) == ["count-0.json"]
@@ -122,7 +122,7 @@ def test_an_error_is_kept_with_its_traceback_and_the_others_go_on(tmp_path: Path
     switch = tmp_path / "broken"
     switch.touch()
     folder = tmp_path / "results"
-    cells = [Raises("bad", str(switch)), Add(1, 2), Add(2, 2)]
+    cells: list[grid.Cell] = [Raises("bad", str(switch)), Add(1, 2), Add(2, 2)]
     with pytest.raises(
         GridError, match=r"1 of 3 cells failed: bad\. The first error is ValueError: no l"
     ) as e:

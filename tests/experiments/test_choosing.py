@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from mechunlearn.experiments.method_comparison.choosing import choose
-from mechunlearn.experiments.method_comparison.places import RANDOM, places
 
 import mechunlearn as mu
 from mechunlearn.editing.edits.history import History
 from mechunlearn.editing.edits.recipes import Recipe
 from mechunlearn.errors import TrainingError
+from mechunlearn.experiments import choosing
+from mechunlearn.experiments.choosing import choose
 from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP
-from mechunlearn.experiments.method_comparison import catalogue, choosing, closed
+from mechunlearn.experiments.method_comparison import catalogue, closed
+from mechunlearn.experiments.method_comparison.localizations import RANDOM, localizations
 
 INJECT = mu.objectives.Inject()
 
@@ -78,8 +79,8 @@ def test_the_candidate_that_is_worth_most_is_chosen(
     tried = outcomes(monkeypatch, found)
     choice = chosen(hm, list(found))
     assert choice.recipe is not None and choice.recipe.lr == best
-    assert tried == list(found) and [each.options for each in choice.tried] == [f"lr {lr:g}" for lr in found]
-    assert choice.chosen in choice.tried and choice.chosen.options == f"lr {best:g}"
+    assert tried == list(found) and [each.options for each in choice.trials] == [f"lr {lr:g}" for lr in found]
+    assert choice.chosen in choice.trials and choice.chosen.options == f"lr {best:g}"
 
 
 def test_nothing_is_tried_after_a_candidate_that_reached_the_goal(
@@ -91,7 +92,7 @@ def test_nothing_is_tried_after_a_candidate_that_reached_the_goal(
 
 def test_candidates_that_differ_in_their_objective_are_told_apart_by_it() -> None:
     grid = [Recipe(mu.objectives.NPO(beta=beta), lr=1e-3) for beta in (0.1, 0.5)]
-    assert ["beta=0.1" in said and "lr 0.001" in said for said in choosing.told_apart(grid)] == [True, False]
+    assert ["beta=0.1" in said and "lr 0.001" in said for said in choosing.in_words(grid)] == [True, False]
 
 
 def test_candidates_that_cannot_be_judged_or_fitted_are_refused(
@@ -107,7 +108,7 @@ def test_candidates_that_cannot_be_judged_or_fitted_are_refused(
     with pytest.raises(TrainingError, match="none of 2 candidates could be fitted; the last: the loss"):
         chosen(hm, [1.0, 2.0])
     with pytest.raises(TrainingError, match=r"was not judged; fit it with stop=Stop\(\)"):
-        choosing.judged(mu.Edit((), mu.Localization()))
+        choosing.validated(mu.Edit((), mu.Localization()))
 
 
 def test_held_out_phrasings_decide_nothing(hm: mu.HookedModel, few: mu.Facts) -> None:
@@ -115,7 +116,7 @@ def test_held_out_phrasings_decide_nothing(hm: mu.HookedModel, few: mu.Facts) ->
     grid = [Recipe(INJECT, steps=2, lr=lr, stop=mu.Stop(every=1)) for lr in (1e-3, 3e-3)]
     blind = mu.Facts([fact.replace(held_out=()) for fact in few], text=few.text)
     with_them, without = (choose(hm, place, grid, facts) for facts in (few, blind))
-    assert with_them.tried == without.tried and len(with_them.tried) == 2
+    assert with_them.trials == without.trials and len(with_them.trials) == 2
     for one, other in zip(with_them.edit.deltas, without.edit.deltas, strict=True):
         assert torch.equal(one.values, other.values)
 
@@ -124,7 +125,7 @@ def test_held_out_phrasings_decide_nothing(hm: mu.HookedModel, few: mu.Facts) ->
 
 
 def test_the_places_are_the_lookup_a_random_choice_of_its_size_and_everything(hm: mu.HookedModel) -> None:
-    found = places(hm, mu.world.facts(), seed=0)
+    found = localizations(hm, mu.world.facts(), seed=0)
     assert found[LOOKUP] == mu.Localization(["L0.mlp"])  # as the demo finds it in this group
     assert abs(hm.size(found[RANDOM]) / hm.size(found[LOOKUP]) - 1) <= 0.05
     assert found[RANDOM] == hm.sites.sample(like=found[LOOKUP], seed=0)
@@ -169,7 +170,7 @@ def test_closed_forms_write_into_whole_matrices_of_the_lower_half_only(hm: mu.Ho
     ]  # fmt: skip
     spread = closed.candidates("AlphaEdit", hm, everywhere, seed=0)
     assert {c.sites for c in spread} == {tuple(f"L{layer}.mlp.out" for layer in range(4))}
-    assert len({c.words for c in spread}) == len(spread) == len(catalogue.RATES)
+    assert len({c.options for c in spread}) == len(spread) == len(catalogue.RATES)
 
 
 def test_facts_written_one_after_the_other_change_one_matrix_and_all_hold(
@@ -194,7 +195,7 @@ def test_a_solution_that_cannot_be_had_does_not_end_the_choice(hm: mu.HookedMode
     two = mu.Facts([*few.forget[:2], *few.retain], text=few.text)
     wrong, right = (closed.Solve(("L0.mlp.out",), null_space=bound) for bound in (-1.0, 0.5))
     choice = closed.choose_solved(hm, [wrong, right], two, stop=catalogue.STOP)
-    assert [bool(tried.failed) for tried in choice.tried] == [True, False]
-    assert choice.chosen == choice.tried[1]
-    with pytest.raises(TrainingError, match="none of 1 candidates could be solved; the last"):
+    assert [bool(tried.failed) for tried in choice.trials] == [True, False]
+    assert choice.chosen == choice.trials[1]
+    with pytest.raises(TrainingError, match="none of 1 candidates could be fitted; the last"):
         closed.choose_solved(hm, [wrong], two, stop=catalogue.STOP)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mechunlearn.experiments.method_comparison.choosing import Tried
-from mechunlearn.experiments.method_comparison.places import RANDOM
 from typer.testing import CliRunner
 
 import mechunlearn as mu
 from mechunlearn.cli import app
 from mechunlearn.editing.edits.recipes import Recipe
 from mechunlearn.errors import DataError, MechUnlearnError
+from mechunlearn.experiments.choosing import Trial
 from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP
-from mechunlearn.experiments.method_comparison import catalogue, cells, closed, jobs, picture, running, table
-from mechunlearn.experiments.method_comparison import findings as words
-from mechunlearn.experiments.method_comparison.cells import GOLD, UNTOUCHED, Cell
+from mechunlearn.experiments.method_comparison import (
+    catalogue,
+    cells,
+    closed,
+    findings,
+    picture,
+    running,
+    table,
+)
+from mechunlearn.experiments.method_comparison.cells import MethodCell
+from mechunlearn.experiments.method_comparison.localizations import RANDOM
+from mechunlearn.experiments.method_comparison.results import GOLD, UNTOUCHED, MethodResult
 
 PEOPLE = 20
 
@@ -26,7 +36,7 @@ PEOPLE = 20
 # -- the table ------------------------------------------------------------------------------------------
 
 
-def cell(method: str, place: str = LOOKUP, *, reached: bool = True, **shares: float) -> Cell:
+def cell(method: str, place: str = LOOKUP, *, reached: bool = True, **shares: float) -> MethodResult:
     """A line in which so large a share of people counts in a column, the same people first."""
     shares = {"old": 0.0, "choice_old": 0.0, "entailed": 0.0, "city": 1.0, "maintained": 1.0} | shares
     values = {
@@ -34,9 +44,9 @@ def cell(method: str, place: str = LOOKUP, *, reached: bool = True, **shares: fl
         for name, share in shares.items()
     }
     if method in (UNTOUCHED, GOLD):
-        return Cell(method, values=values)
-    one = Tried("lr 0.001", success=float(reached), retention=1.0, step=5, steps=10)
-    return Cell(method, place, values, one, (one,), size=1000, changed=500)
+        return MethodResult(method, values=values)
+    one = Trial("lr 0.001", success=float(reached), retention=1.0, step=5, steps=10)
+    return MethodResult(method, place, values, one, (one,), size=1000, changed=500)
 
 
 def test_means_are_over_people_and_differences_are_paired() -> None:
@@ -50,26 +60,28 @@ def test_means_are_over_people_and_differences_are_paired() -> None:
 
 def test_a_line_shows_new_answers_only_where_they_were_aimed_at() -> None:
     aimed = replace(cell("a", new=0.5), aim="new")
-    head, _, *lines = table.outcomes([aimed, cell("b", new=0.5), cell(GOLD, new=0.5)]).splitlines()
+    head, _, *lines = table.outcome_table([aimed, cell("b", new=0.5), cell(GOLD, new=0.5)]).splitlines()
     place = head.split(" | ").index(table.COLUMNS["new"].title)
     assert [line.split(" | ")[place][:3] for line in lines] == [".50", "–", ".50"]
 
 
 def test_a_method_that_is_not_applicable_says_why_and_takes_no_part() -> None:
-    absent = Cell("MEMIT", RANDOM, note=jobs.NOWHERE)
-    line = table.outcomes([absent]).splitlines()[-1]
-    assert jobs.NOWHERE in line and line.count("|") == table.outcomes([cell("a")]).splitlines()[0].count("|")
-    assert "MEMIT" not in table.fits([absent], total=1)
-    assert "| 10 | 5 | 1.00 | 1.00 | 1 k (50.0%) | 0 k (25.0%) |" in table.fits([cell("a")], total=2000)
+    absent = MethodResult("MEMIT", RANDOM, note=cells.NOT_APPLICABLE)
+    line = table.outcome_table([absent]).splitlines()[-1]
+    assert cells.NOT_APPLICABLE in line and line.count("|") == table.outcome_table([cell("a")]).splitlines()[
+        0
+    ].count("|")
+    assert "MEMIT" not in table.fit_table([absent], total=1)
+    assert "| 10 | 5 | 1.00 | 1.00 | 1 k (50.0%) | 0 k (25.0%) |" in table.fit_table([cell("a")], total=2000)
 
 
 # -- the words ------------------------------------------------------------------------------------------
 
 
-def claim(*found: Cell) -> str:
+def claim(*found: MethodResult) -> str:
     """What is said of the claim, with two methods more that do not tell places apart."""
     more = [cell(method, place) for method in "xy" for place in (LOOKUP, RANDOM)]
-    return words.sentences([*found, *more], mu.Stop())[-1]
+    return findings.sentences([*found, *more], mu.Stop())[-1]
 
 
 def test_the_claim_shows_if_every_method_that_tells_places_apart_leaves_less_at_the_lookup() -> None:
@@ -92,7 +104,7 @@ def test_the_claim_is_left_open_where_few_methods_reached_the_goal_at_both_place
 
 
 def test_edits_short_of_the_goal_are_named_and_not_compared() -> None:
-    said = words.sentences([cell("a"), cell("b", EVERYTHING, reached=False)], mu.Stop())
+    said = findings.sentences([cell("a"), cell("b", EVERYTHING, reached=False)], mu.Stop())
     assert said[0].startswith("1 of 2 edits reached the goal")
     assert said[1] == "At fact lookup, 1 of 1 did."
     assert said[2] == "At everything, 0 of 1 did. Short of it stayed b."
@@ -101,13 +113,15 @@ def test_edits_short_of_the_goal_are_named_and_not_compared() -> None:
 
 def test_what_is_kept_is_compared_by_method() -> None:
     lines = [cell("a", city=0.3), cell("a", EVERYTHING), cell("b"), cell("b", EVERYTHING, city=0.2)]
-    (said,) = [each for each in words.sentences(lines, mu.Stop()) if each.startswith("The same, 2 methods")]
+    (said,) = [
+        each for each in findings.sentences(lines, mu.Stop()) if each.startswith("The same, 2 methods")
+    ]
     assert "home cities of the edited people kept: less with 1 (a), more with 1 (b), neither with 0" in said
 
 
 def test_methods_that_fell_short_count_only_for_how_far_the_budget_goes() -> None:
     lines = [cell("a", maintained=0.4), cell("a", RANDOM, reached=False, old=0.9)]
-    (said,) = [each for each in words.sentences(lines, mu.Stop()) if "whatever they reached" in each]
+    (said,) = [each for each in findings.sentences(lines, mu.Stop()) if "whatever they reached" in each]
     assert "the old answer in held-out phrasings: less with 1 (a)" in said
     assert "other people's sports kept: less with 1 (a), more with 0, neither with 0" in said
 
@@ -117,7 +131,9 @@ def test_methods_that_fell_short_count_only_for_how_far_the_budget_goes() -> Non
 
 def test_every_method_has_a_panel_with_its_places_where_they_belong() -> None:
     lines = [cell(UNTOUCHED, old=1.0), cell(GOLD, old=0.2), cell("<a>", old=0.25, maintained=0.5)]
-    lines += [cell("b", place) for place in (LOOKUP, RANDOM)] + [Cell("c", RANDOM, note="not applicable")]
+    lines += [cell("b", place) for place in (LOOKUP, RANDOM)] + [
+        MethodResult("c", RANDOM, note="not applicable")
+    ]
     figure = picture.tradeoff(lines)
     titles = [note.text for note in figure.layout.annotations]
     assert titles[:2] == ["&lt;a&gt;", "b"] and titles[2:] == [picture.FORGOTTEN, picture.MAINTAINED]
@@ -142,14 +158,14 @@ def few() -> mu.Facts:
 def small(monkeypatch: pytest.MonkeyPatch, few: mu.Facts) -> Iterator[None]:
     """The comparison at two places and one rate, on a handful of facts."""
     found = {LOOKUP: mu.Localization(["L0.mlp"]), RANDOM: mu.Localization(["L5.mlp"])}
-    monkeypatch.setattr(running, "places", lambda hm, facts, *, seed: found)
-    for module in (running, jobs):
+    monkeypatch.setattr(running, "localizations", lambda hm, facts, *, seed: found)
+    for module in (running, cells):
         monkeypatch.setattr(module, "facts_of", lambda seed: few)
     monkeypatch.setattr(catalogue, "RATES", (1e-2,))
     monkeypatch.setattr(closed, "WEIGHTS", (15.0,))
-    jobs._exam.cache_clear()
+    cells._exam.cache_clear()
     yield
-    jobs._exam.cache_clear()
+    cells._exam.cache_clear()
 
 
 def invoke(*given: object) -> str:
@@ -183,13 +199,13 @@ def test_the_command_writes_its_table_and_goes_on_where_it_was(
     before = {path: path.read_bytes() for path in out.rglob("*.json")}
     assert len(before) == 6
     again: list[str] = []
-    real = jobs.done
+    real = MethodCell.run
 
-    def noted(job: jobs.Job) -> Cell:
-        again.append(job.method)
-        return real(job)
+    def noted(cell: MethodCell) -> dict[str, Any]:
+        again.append(cell.method)
+        return real(cell)
 
-    monkeypatch.setattr(jobs, "done", noted)
+    monkeypatch.setattr(MethodCell, "run", noted)
     (lost,) = [path for path in before if path.name.startswith("untouched")]
     lost.unlink()
     assert invoke(*given) == printed and again == ["untouched"]
@@ -207,23 +223,18 @@ def test_what_cannot_be_run_or_written_is_refused(tmp_path: Path) -> None:
         comparison.write_into(tmp_path / "page.md")
 
 
-def test_a_cell_comes_back_as_it_was_and_only_for_its_own_run(tmp_path: Path) -> None:
-    path, kept = tmp_path / "cell.json", cell("a", choice_old=0.5)
-    cells.save(path, "key", kept)
-    assert cells.load(path, "key") == kept
-    assert cells.load(path, "other") is None and cells.load(tmp_path / "none.json", "key") is None
-    path.write_text(path.read_text(encoding="utf-8")[:-9], encoding="utf-8")
-    with pytest.raises(DataError, match=r"cell.json is not a whole cell: .*; delete it and run again"):
-        cells.load(path, "key")
+def test_a_result_comes_back_from_json_as_it_was() -> None:
+    result = cell("a", choice_old=0.5)
+    assert MethodResult.from_json(json.loads(json.dumps(asdict(result)))) == result
 
 
-def test_a_job_is_known_by_all_that_its_cell_depends_on() -> None:
-    job = jobs.Job("NPO", LOOKUP, ("L0.mlp",), (Recipe(mu.objectives.NPO(), lr=1e-3),))
+def test_a_cell_is_known_by_all_that_its_result_depends_on() -> None:
+    one = MethodCell("NPO", LOOKUP, ("L0.mlp",), (Recipe(mu.objectives.NPO(), lr=1e-3),))
     others = [
-        replace(job, sites=("L1.mlp",)),
-        replace(job, seed=1),
-        replace(job, candidates=(Recipe(mu.objectives.NPO(beta=0.2), lr=1e-3),)),
-        replace(job, checkpoint="gold"),
+        replace(one, sites=("L1.mlp",)),
+        replace(one, seed=1),
+        replace(one, candidates=(Recipe(mu.objectives.NPO(beta=0.2), lr=1e-3),)),
+        replace(one, checkpoint="gold"),
     ]
-    assert len({each.key for each in (job, *others)}) == 5 and job.key == replace(job).key
-    assert job.file == "NPO--fact-lookup.json"
+    assert len({each.key for each in (one, *others)}) == 5 and one.key == replace(one).key
+    assert one.key.startswith("NPO--fact-lookup--")

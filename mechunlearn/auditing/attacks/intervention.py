@@ -1,12 +1,12 @@
-"""What an attack finds: a change to the model, or to how it is asked, as a value.
+"""An intervention: the result of an attack, a change to the model or to its questions, as a value.
 
-1. An intervention is applied by the audit, never by the attack that found it, so that an attack cannot
-   touch what it is judged on.
-2. ``apply`` gives the model that is scored in place of the attacked one, which stays as it is. ``ask``
-   gives the questions as the attacker puts them.
-3. Here there is one kind, a change of weights. A change of activations is an ``apply`` that registers hooks
-   on a fork; a prompt attack an ``ask`` that rewrites; a reading of inner layers an ``apply`` that swaps
-   what comes after them. Each is a class of its own: nothing is registered.
+1. The audit applies an intervention, never the attack itself, so that an attack cannot touch the facts that
+   it is judged on.
+2. ``apply`` returns the model to score instead of the attacked one, which stays as it is. ``ask`` returns
+   the questions as the attacker words them.
+3. This module has one kind, a change of weights. An intervention on activations is an ``apply`` that
+   registers hooks on a fork; a prompt attack is an ``ask`` that rewrites the prompts; a reading of inner
+   layers is an ``apply`` that replaces the later ones. Any class with these methods is an intervention.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mechunlearn.models.hooked import HookedModel
 
 @runtime_checkable
 class Intervention(Protocol):
-    """A change to a model, or to how it is asked."""
+    """A change to a model or to its questions."""
 
     @property
     def summary(self) -> str:
@@ -30,21 +30,21 @@ class Intervention(Protocol):
         ...
 
     def apply(self, hm: HookedModel) -> HookedModel:
-        """The model to be scored; the one given stays as it is."""
+        """Return the model to score; `hm` stays as it is."""
         ...
 
     def ask(self, facts: Sequence[Fact]) -> Sequence[Fact]:
-        """The questions as the attacker puts them, one for each, in the same order."""
+        """Return the questions as the attacker words them, one for each, in the same order."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class WeightChange:
-    """Other weights: an edit, applied to a fork.
+    """An intervention on weights: an edit, applied to a fork.
 
     Args:
-        edit: what is added to the weights.
-        how: how it was found, for reports.
+        edit: the change of the weights.
+        how: how the attack made it, for reports.
 
     Example:
         >>> WeightChange(mu.Edit((), mu.Localization()), how="nothing").summary
@@ -60,9 +60,9 @@ class WeightChange:
         return self.how
 
     def apply(self, hm: HookedModel) -> HookedModel:
-        """A fork with the edit applied."""
+        """Return a fork with the edit applied."""
         return self.edit.apply(hm)
 
     def ask(self, facts: Sequence[Fact]) -> Sequence[Fact]:
-        """The questions as they are."""
+        """Return the questions as they are."""
         return facts

@@ -1,12 +1,12 @@
 """Relearning: fine-tune on half of the forget facts, and see whether the other half comes back.
 
-1. The attacked model is copied whole, in plain Hugging Face form; the user's model is only read.
-2. peft puts LoRA adapters on every linear layer of the copy's blocks.
-3. They are trained for a few steps on the old answers of the facts that may be seen, in training phrasings,
-   mixed with as many retain facts, which keep the rest in place.
-4. Merged, what they changed is an edit, and that is what is returned.
+1. Copy the attacked model in plain Hugging Face form; the user's model is only read.
+2. Put LoRA adapters (peft) on every linear layer of the copy's blocks.
+3. Train them for a few steps on the old answers of the facts that may be seen, in training phrasings, mixed
+   with as many retain facts, which hold the rest in place.
+4. Merge the adapters and return the change of the weights as an edit.
 
-The facts that are scored say nothing about those that were trained on. What returns was left in the weights.
+The training facts say nothing about the facts that are scored, so what returns was left in the weights.
 
 Source: Deeb and Roger, "Do Unlearning Methods Remove Information from Language Model Weights?" (2024).
 """
@@ -16,13 +16,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.auditing.attacks.attack import Context, Resource
+from mechunlearn.auditing.attacks.attack import Context
 from mechunlearn.auditing.attacks.intervention import WeightChange
 from mechunlearn.core import metrics
 from mechunlearn.editing.edits.algebra import Delta
@@ -40,12 +40,12 @@ class Relearn:
     """Fine-tune LoRA adapters on the old answers of half of the forget facts.
 
     Args:
-        rank: of the adapters.
-        alpha: their scale is ``alpha / rank``.
-        steps: of AdamW.
+        rank: rank of the adapters.
+        alpha: the adapters are scaled by ``alpha / rank``.
+        steps: number of AdamW steps.
         lr: peak learning rate, falling to zero as half a cosine.
-        batch_size: forget examples a step, and as many retain examples.
-        name: what the report calls it; give two of them different names.
+        batch_size: number of forget examples a step, and of retain examples.
+        name: name in the report; two attacks of one audit need different names.
 
     Example:
         >>> Relearn(steps=100).summary
@@ -60,7 +60,6 @@ class Relearn:
     lr: float = 2e-3
     batch_size: int = 8
     name: str = "relearning"
-    requires: ClassVar[frozenset[Resource]] = frozenset({"forget", "retain"})
 
     @property
     def summary(self) -> str:
@@ -68,31 +67,32 @@ class Relearn:
         return f"LoRA of rank {self.rank}, {self.steps} steps at lr {self.lr:g}"
 
     def search(self, hm: HookedModel, context: Context, *, seed: int) -> WeightChange:
-        """Fine-tune a copy and return what changed.
+        """Fine-tune a copy and return the change of its weights.
 
         Args:
             hm: the attacked model, which stays as it is.
-            context: the forget facts that may be seen, and the retain facts.
-            seed: of the adapters' start and the order of examples.
+            context: the forget and retain facts that may be seen.
+            seed: seed of the adapters' initial weights and of the order of examples.
 
         Raises:
-            FactError: there is nothing to learn from.
+            FactError: there are no forget facts to learn from.
             TrainingError: the loss or the weights are not finite.
         """
         if not context.forget:
             raise FactError("there are no forget facts to relearn from; give at least two, one for each half")
-        own_state = torch.random.fork_rng(devices=[hm.device] if hm.device.type == "cuda" else [])
-        with torch.inference_mode(False), own_state, warnings.catch_warnings():
-            # peft warns of what it settles itself, such as transposed weights in GPT-2.
+        # The user's random state must not depend on whether an audit ran.
+        forked_rng = torch.random.fork_rng(devices=[hm.device] if hm.device.type == "cuda" else [])
+        with torch.inference_mode(False), forked_rng, warnings.catch_warnings():
+            # peft warns of what it corrects itself, such as transposed weights in GPT-2.
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
             adapted = self._adapted(hm)
-            self._train(adapted, _Lessons.of(hm, context, size=self.batch_size, seed=seed))
+            self._train(adapted, _Examples.of(hm, context, size=self.batch_size, seed=seed))
             merged = adapted.merge_and_unload()
         edit = _difference(hm, dict(merged.named_parameters()))
         if not all(bool(torch.isfinite(delta.values).all()) for delta in edit.deltas):
             raise self._diverged("the weights became infinite")
-        seen = f"{len(context.forget)} forget and {len(context.retain)} retain facts"
+        seen = f"{len(context.forget)} forget and {len(context.retain or ())} retain facts"
         return WeightChange(edit, how=f"{self.summary}, on {seen}, seed {seed}")
 
     def _diverged(self, what: str) -> TrainingError:
@@ -114,13 +114,13 @@ class Relearn:
         adapted = get_peft_model(loading.with_own_tensors(hm.hf), config)
         return adapted.eval()
 
-    def _train(self, adapted: Any, lessons: _Lessons) -> None:
+    def _train(self, adapted: Any, examples: _Examples) -> None:
         trained = [p for p in adapted.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(self.steps, 1))
         with torch.enable_grad():
             for step in range(1, self.steps + 1):
-                loss = lessons.loss(adapted)
+                loss = examples.loss(adapted)
                 if not bool(torch.isfinite(loss)):
                     raise self._diverged(f"the loss at step {step} is {float(loss.detach())}")
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -130,36 +130,36 @@ class Relearn:
 
 
 @dataclass(frozen=True)
-class _Lessons:
-    """The examples of both kinds in one batch, and the order in which they come."""
+class _Examples:
+    """Forget and retain examples in one batch, and the order in which each kind is drawn."""
 
     batch: Batch
     orders: tuple[Iterator[Int[Tensor, " row"]], ...]
 
     @classmethod
-    def of(cls, hm: HookedModel, context: Context, *, size: int, seed: int) -> _Lessons:
+    def of(cls, hm: HookedModel, context: Context, *, size: int, seed: int) -> _Examples:
         forget, retain = (
-            [ask for fact in facts for ask in fact.phrasings("train")]
-            for facts in (context.forget, context.retain)
+            [phrased for fact in facts for phrased in fact.phrasings("train")]
+            for facts in (context.forget, context.retain or ())
         )
         starts = ((0, len(forget)), (len(forget), len(retain)))
         orders = tuple(_order(first, count, size, seed) for first, count in starts if count)
         return cls(encode(hm, [*forget, *retain]), orders)
 
     def loss(self, adapted: Any) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood per answer token, of each kind, added up."""
+        """Negative log-likelihood per answer token, averaged within each kind and summed over both."""
         rows = [next(order) for order in self.orders]
         batch = self.batch.rows(torch.cat(rows)).trimmed()
         logits = adapted(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
         logprobs = metrics.token_logprobs(logits, batch.labels).sum(1)
         tokens = (batch.labels != IGNORED).sum(1)
-        counts = [len(picked) for picked in rows]
+        counts = [len(indices) for indices in rows]
         kinds = zip(torch.split(logprobs, counts), torch.split(tokens, counts), strict=True)
         return torch.stack([-total.sum() / count.sum() for total, count in kinds]).sum()
 
 
 def _order(first: int, count: int, size: int, seed: int) -> Iterator[Int[Tensor, " row"]]:
-    """Rows for step after step: none comes twice before all came once."""
+    """Yield the rows of each step; every row comes once before any comes again."""
     generator = torch.Generator().manual_seed(seed)
     queue = torch.zeros(0, dtype=torch.long)
     while True:
@@ -170,7 +170,7 @@ def _order(first: int, count: int, size: int, seed: int) -> Iterator[Int[Tensor,
 
 
 def _difference(hm: HookedModel, changed: dict[str, Tensor]) -> Edit:
-    """What was changed, as an edit of whole parameters."""
+    """The change of every parameter, as an edit."""
     deltas = []
     for name, before in hm.params.items():
         after = changed[name].detach().to(before.dtype)

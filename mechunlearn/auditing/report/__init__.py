@@ -1,1 +1,1 @@
-"""What an audit found, as a value with a table, pictures and a verdict in words."""
+"""The result of an audit: a value with a table, figures and a verdict in words."""

@@ -1,10 +1,10 @@
-"""From what each model said to each question, to means with intervals and to paired differences.
+"""From the rows of an audit to means over facts with intervals and to paired differences.
 
 1. Outcomes are averaged within a fact over its phrasings of one kind, so that a fact counts once.
 2. Every mean over facts has a 95 % bootstrap interval over facts.
-3. Controls are averaged fact by fact; differences (edited minus untouched, minus gold, minus controls) are
-   formed fact by fact and have intervals of their own.
-4. The bootstrap draws the same facts for all models of a cell.
+3. Controls are averaged fact by fact. The edited model is compared with the untouched model, the gold model
+   and the controls fact by fact, and these differences have intervals of their own.
+4. The bootstrap resamples the same facts for all models.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mechunlearn.core.statistics import Interval, bootstrap_interval
+from mechunlearn.core.estimates import EDITED, UNTOUCHED, fact_differences, fact_means, mean_interval
+from mechunlearn.core.statistics import Interval
 
-EDITED, UNTOUCHED, GOLD, CONTROL, CONTROLS = "edited", "untouched", "gold", "control", "controls"
-BESIDE = (UNTOUCHED, GOLD, CONTROLS)
+GOLD, CONTROL, CONTROLS = "gold", "control", "controls"
+COMPARED = (UNTOUCHED, GOLD, CONTROLS)
 
 PerFact = Mapping[str, float]
 """A value by fact."""
 
 
 class Row(NamedTuple):
-    """What one model said to one question (or read, or lost, on one text).
+    """What one model answers to one question (or a probe reads, or a text costs).
 
     Attributes:
         model: ``"edited"``, ``"untouched"``, ``"gold"``, ``"control 1"``, …
-        section: of the audit, such as ``"forget"``.
-        phrasing: ``"train"``, ``"validation"``, ``"held_out"``, ``"multiple choice"``, or a probe's site.
-        relation: of the fact.
-        fact: the unit of intervals, named by the fact's first prompt.
-        prompt: as it was asked.
-        said: what was answered.
-        values: ``answer`` and ``new`` (1 if that was given), ``p_answer`` and ``p_new``; ``nll`` of a text.
-        chance: what guessing among the options would reach.
+        section: section of the audit, such as ``"forget"``.
+        phrasing: ``"train"``, ``"validation"``, ``"held_out"``, ``"multiple_choice"``, or a probe's site.
+        relation: relation of the fact.
+        fact: the unit over which intervals are taken, named by the fact's first prompt.
+        prompt: the prompt as the model saw it.
+        text: what the model answered.
+        values: ``answer`` and ``new`` (1 if that was answered), ``p_answer`` and ``p_new`` (their
+            probabilities); for a text, ``nll`` in nats per token.
+        chance: the share that guessing among the options would get right.
     """
 
     model: str
@@ -44,7 +46,7 @@ class Row(NamedTuple):
     relation: str
     fact: str
     prompt: str
-    said: str
+    text: str
     values: Mapping[str, float]
     chance: float
 
@@ -74,17 +76,17 @@ def per_fact(
     """Average one metric within every fact: model -> fact -> value, with controls averaged as well.
 
     Args:
-        rows: of one audit.
-        section: which section.
-        metric: which metric.
-        phrasings: which phrasings; None for all.
+        rows: the rows of one audit.
+        section: the section to read.
+        metric: the metric to read.
+        phrasings: the phrasings to read; None for all.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    outcomes: dict[str, list[tuple[str, float]]] = {}
     for row in rows:
-        wanted = row.section == section and (phrasings is None or row.phrasing in phrasings)
-        if wanted and metric in row.values:
-            found.setdefault(row.model, {}).setdefault(row.fact, []).append(row.values[metric])
-    return with_controls({model: _averaged(facts) for model, facts in found.items()})
+        selected = row.section == section and (phrasings is None or row.phrasing in phrasings)
+        if selected and metric in row.values:
+            outcomes.setdefault(row.model, []).append((row.fact, row.values[metric]))
+    return with_controls({model: fact_means(pairs) for model, pairs in outcomes.items()})
 
 
 def with_controls(models: Mapping[str, PerFact]) -> dict[str, dict[str, float]]:
@@ -102,7 +104,7 @@ def with_controls(models: Mapping[str, PerFact]) -> dict[str, dict[str, float]]:
 
 
 def differences(models: Mapping[str, PerFact]) -> dict[str, dict[str, float]]:
-    """The edited model minus each of those beside it, fact by fact.
+    """Subtract from the edited model each model that it is compared with, fact by fact.
 
     Example:
         >>> differences({"edited": {"a": 0.0}, "untouched": {"a": 1.0}})
@@ -111,50 +113,28 @@ def differences(models: Mapping[str, PerFact]) -> dict[str, dict[str, float]]:
     if EDITED not in models:
         return {}
     return {
-        f"{EDITED} − {other}": {fact: value - models[other][fact] for fact, value in models[EDITED].items()}
-        for other in BESIDE
-        if other in models
+        f"{EDITED} − {model}": fact_differences(models[EDITED], models[model])
+        for model in COMPARED
+        if model in models
     }
 
 
-def interval(facts: PerFact, *, seed: int) -> Interval:
-    """The mean over facts with its interval.
-
-    Args:
-        facts: a value by fact.
-        seed: of the bootstrap.
-    """
-    values = np.array(list(facts.values()))
-    if len(values) > 1 and (values == values[0]).all():
-        # Any resample has this mean; most accuracies are 0 or 1 throughout.
-        return Interval(*[float(values[0])] * 3)
-    return bootstrap_interval(values, seed=seed)
-
-
 def estimates(rows: Iterable[Row], *, seed: int) -> tuple[Estimate, ...]:
-    """Every mean and every difference of an audit, in the order in which it asked.
+    """Every mean and every difference of an audit, in the order of the questions.
 
     Args:
-        rows: what every model said.
-        seed: of the bootstrap.
+        rows: the rows of one audit.
+        seed: seed of the bootstrap.
     """
-    cells: dict[tuple[str, str, str, str], dict[str, dict[str, list[float]]]] = {}
+    outcomes: dict[tuple[str, str, str, str], dict[str, list[tuple[str, float]]]] = {}
     for row in rows:
         for metric, value in row.values.items():
-            cell = cells.setdefault((row.section, row.phrasing, row.relation, metric), {})
-            cell.setdefault(row.model, {}).setdefault(row.fact, []).append(value)
-    found = []
-    for key, raw in cells.items():
-        models = with_controls({model: _averaged(facts) for model, facts in raw.items()})
+            by_model = outcomes.setdefault((row.section, row.phrasing, row.relation, metric), {})
+            by_model.setdefault(row.model, []).append((row.fact, value))
+    table = []
+    for key, by_model in outcomes.items():
+        models = with_controls({model: fact_means(pairs) for model, pairs in by_model.items()})
         for model, facts in (models | differences(models)).items():
-            found.append(Estimate(model, *key, *_bounds(facts, seed), len(facts)))
-    return tuple(found)
-
-
-def _averaged(facts: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {fact: sum(values) / len(values) for fact, values in facts.items()}
-
-
-def _bounds(facts: PerFact, seed: int) -> tuple[float, float, float]:
-    found = interval(facts, seed=seed)
-    return found.mean, found.low, found.high
+            mean = mean_interval(facts, seed=seed)
+            table.append(Estimate(model, *key, mean.mean, mean.low, mean.high, len(facts)))
+    return tuple(table)

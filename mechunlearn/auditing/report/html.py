@@ -1,6 +1,6 @@
-"""A report as HTML: a summary for Jupyter, and pages that need nothing but themselves.
+"""A report as HTML: a summary for Jupyter, and self-contained pages.
 
-A page holds plotly's code once, in its head, and fetches nothing. ``page`` takes any mixture of HTML and
+A page holds plotly's code once, in its head, and loads nothing. ``page`` takes any mixture of HTML and
 figures, so that other reports can be built with it.
 """
 
@@ -38,32 +38,32 @@ def summary(
     absent: Mapping[str, str],
     notes: Sequence[str],
 ) -> str:
-    """Write verdict and table as HTML, without pictures.
+    """Return verdict and table as HTML, without figures.
 
     Args:
-        title: what was audited.
-        verdict: its result.
+        title: name of the edit.
+        verdict: the verdict of the audit.
         table: all estimates.
-        absent: sections that could not be filled.
-        notes: what a reader must know.
+        absent: sections that could not be filled, each with the field that would provide it.
+        notes: remarks for the reader.
     """
-    said = "<br>".join(f"<b>{html.escape(name)}</b>: {html.escape(text)}" for name, text in verdict.clauses)
+    clauses = [f"<b>{html.escape(name)}</b>: {html.escape(text)}" for name, text in verdict.clauses]
     below = [html.escape(note) for note in notes]
     below += [f"Absent: {html.escape(section)}; give <code>{html.escape(field)}</code>."
               for section, field in absent.items()]  # fmt: skip
     return (
         f'<div class="audit"><style>{STYLE}</style><h2>Audit of {html.escape(title)}</h2>'
-        f'<p class="verdict">{said}</p>{_grid(table)}'
+        f'<p class="verdict">{"<br>".join(clauses)}</p>{_grid(table)}'
         + "".join(f'<p class="note">{note}</p>' for note in below)
         + "</div>"
     )
 
 
 def page(title: str, blocks: Sequence[str | go.Figure]) -> str:
-    """Put HTML and figures under one another on a page that needs nothing else.
+    """Return a self-contained page of HTML and figures, one below the other.
 
     Args:
-        title: of the page, plain text.
+        title: title of the page, plain text.
         blocks: HTML as strings, and plotly figures.
 
     Example:
@@ -96,8 +96,8 @@ def _grid(table: Sequence[Estimate]) -> str:
 
 def _row(tag: str, cells: Sequence[str], *, opens: bool = False, changed: bool = False) -> str:
     last = len(cells) - 1
-    marked = [' class="changed"' if changed and place == last else "" for place in range(len(cells))]
+    marks = [' class="changed"' if changed and column == last else "" for column in range(len(cells))]
     inner = "".join(
-        f"<{tag}{mark}>{html.escape(cell)}</{tag}>" for mark, cell in zip(marked, cells, strict=True)
+        f"<{tag}{mark}>{html.escape(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True)
     )
     return f'<tr class="section">{inner}</tr>' if opens else f"<tr>{inner}</tr>"

@@ -1,10 +1,11 @@
-"""An audit's result as a value: every answer, the table made of them, pictures, and a verdict.
+"""The result of an audit as a value: every answer, with a table, figures and a verdict.
 
-1. ``rows`` holds what each model said to each question; everything else is computed from it.
-2. ``table()`` gives means over facts with intervals and paired differences, ``to_frame()`` the same in
-   pandas, tidy: one number a line.
-3. ``verdict`` is a word and its reasons, by the rule written in ``verdicts``.
-4. It shows itself: text in a terminal, a table in Jupyter, one self-contained file by ``to_html``.
+1. ``rows`` holds every model's answer to every question; everything else is computed from it.
+2. ``table()`` gives means over facts with intervals and paired differences; ``to_frame()`` gives the same in
+   pandas, one number a row.
+3. ``verdict`` is a word and its reasons, by the rule in ``verdicts``.
+4. A report shows itself as text in a terminal and as a table in Jupyter; ``to_html`` writes one
+   self-contained file.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
-    """What an audit found.
+    """The result of an audit.
 
     Args:
-        title: what was audited.
-        rows: what every model said to every question.
-        attacks: the names of what was tried.
-        absent: sections that could not be filled, with what would provide them.
-        notes: what a reader must know, such as why there are no controls.
-        seed: of the bootstrap.
-        basis: what the untouched and the gold model's rows depend on, for `audit(..., reuse=)`.
+        title: name of the edit.
+        rows: every model's answer to every question.
+        attacks: names of the attacks.
+        absent: sections that could not be filled, each with the field that would provide it.
+        notes: remarks for the reader, such as why there are no controls.
+        seed: seed of the bootstrap.
+        basis: all that the untouched and the gold model's rows depend on, for `audit(..., reuse=)`.
 
     Example:
         >>> report = Report("nothing", ())
@@ -56,7 +57,7 @@ class Report:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that were examined, in the order of the report."""
+        """Names of the models, in the order of the report."""
         return tuple(dict.fromkeys(row.model for row in self.rows))
 
     @cached_property
@@ -81,31 +82,31 @@ class Report:
         model: str = "edited",
         relation: str = "",
     ) -> Estimate:
-        """Look one number up.
+        """Return one number of the table.
 
         Args:
-            section: such as ``"forget"``; `table` has all.
-            phrasing: such as ``"held_out"``.
+            section: name of the section, such as ``"forget"``.
+            phrasing: kind of phrasing, such as ``"held_out"``.
             metric: ``"answer"``, ``"new"``, ``"p_answer"``, ``"p_new"`` or ``"nll"``.
-            model: such as ``"gold"`` or ``"edited − untouched"``.
-            relation: needed where a section has several.
+            model: name of the model or difference, such as ``"gold"`` or ``"edited − untouched"``.
+            relation: name of the relation, needed where a section has several.
 
         Raises:
             KeyError: there is not exactly one such number; the message lists what there is.
         """
-        found = [
+        matches = [
             e
             for e in self._table
             if (e.model, e.section, e.phrasing, e.metric) == (model, section, phrasing, metric)
             and relation in ("", e.relation)
         ]
-        if len(found) != 1:
-            there = sorted({(e.section, e.phrasing, e.relation) for e in self._table if e.model == model})
+        if len(matches) != 1:
+            choices = sorted({(e.section, e.phrasing, e.relation) for e in self._table if e.model == model})
             raise KeyError(
-                f"{len(found)} numbers for {model!r}, {section!r}, {phrasing!r}, {metric!r}, relation "
-                f"{relation!r}; expected one of the sections, phrasings and relations {there}"
+                f"{len(matches)} numbers for {model!r}, {section!r}, {phrasing!r}, {metric!r}, relation "
+                f"{relation!r}; expected one of the sections, phrasings and relations {choices}"
             )
-        return found[0]
+        return matches[0]
 
     def to_frame(self) -> pd.DataFrame:
         """The table in pandas: model, section, phrasing, relation, metric, value, low, high, n."""
@@ -114,7 +115,7 @@ class Report:
         return pd.DataFrame(self._table, columns=list(Estimate._fields))
 
     def rows_frame(self) -> pd.DataFrame:
-        """Every single answer in pandas, with the metrics as columns."""
+        """Every answer in pandas, with the metrics as columns."""
         import pandas as pd
 
         return pd.DataFrame([{**row._asdict(), "values": None, **row.values} for row in self.rows]).drop(
@@ -123,21 +124,20 @@ class Report:
 
     @cached_property
     def figures(self) -> Mapping[str, go.Figure]:
-        """The pictures by name: overview, maintained, probe, and one for every attack."""
+        """Figures by name: overview, maintained, probe, and one for every attack."""
         return report_figures.figures(self._table, self.attacks)
 
     def __repr__(self) -> str:
-        """Verdict and table as text."""
         return report_table.text(self.title, str(self.verdict), self._table, self.absent, self.notes)
 
     def _repr_html_(self) -> str:
         return report_html.summary(self.title, self.verdict, self._table, self.absent, self.notes)
 
     def to_html(self, path: str | Path) -> None:
-        """Write everything into one file that needs nothing else, no network either.
+        """Write everything into one file, which needs no other file and no network.
 
         Args:
-            path: of the file; an existing one is replaced.
+            path: path of the file; an existing one is replaced.
         """
         page = report_html.page(self.title, [self._repr_html_(), *self.figures.values()])
         write_text(path, page)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import html
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -245,3 +246,28 @@ class Facts(Sequence[Fact]):
         rows = "".join(f"<tr>{row}</tr>" for row in cells)
         caption = html.escape(f"Facts {self._name}: {self._counts()}")
         return f"<table><caption>{caption}</caption>{rows}</table>"
+
+
+def halves(facts: Iterable[Fact], *, seed: int) -> tuple[Facts, Facts]:
+    """Split facts at random into two halves, with all facts of a subject in the same half.
+
+    One fact of a subject could give another away. Facts that are all about one subject are split one by one.
+
+    Args:
+        facts: the facts; of an odd number of subjects, the second half gets one more.
+        seed: seed of the random generator.
+
+    Example:
+        >>> first, second = halves([Fact(f"{name} plays", name, "golf") for name in "ABCD"], seed=0)
+        >>> len(first), len(second), {f.subject for f in first} & {f.subject for f in second}
+        (2, 2, set())
+    """
+    pool = facts if isinstance(facts, Facts) else Facts(facts)
+    several = len({fact.subject for fact in pool}) > 1
+
+    def key(fact: Fact) -> str:
+        return fact.subject if several else fact.prompt
+
+    unique = sorted({key(fact) for fact in pool})
+    chosen = set(random.Random(seed).sample(unique, len(unique) // 2))
+    return pool.where(lambda fact: key(fact) in chosen), pool.where(lambda fact: key(fact) not in chosen)

@@ -20,6 +20,8 @@ from mechunlearn.errors import FactError, one_of
 
 Split = Literal["forget", "retain", "test"]
 Phrasing = Literal["train", "validation", "held_out"]
+Format = Literal[Phrasing, "multiple_choice"]
+"""How a fact can be asked: in a phrasing of one kind, or as multiple choice."""
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 _LETTER = re.compile(r"\{([A-Z])\}")
@@ -231,6 +233,16 @@ class Fact:
             else:
                 values[name] = str(cell)
         return cls(**values)
+
+
+def in_words(phrasing: str) -> str:
+    """Return a phrasing as tables and sentences show it; any other text as it is.
+
+    Example:
+        >>> in_words("held_out"), in_words("multiple_choice"), in_words("train")
+        ('held-out', 'multiple choice', 'train')
+    """
+    return {"held_out": "held-out", "multiple_choice": "multiple choice"}.get(phrasing, phrasing)
 
 
 _TEXTS = ("validation", "held_out", "train", "options")

@@ -1,1 +1,1 @@
-"""Ask of edits: how small, in which order, of a whole class, of how many facts at once."""
+"""Experiments on edits: their size, sequences of them, whole classes, and many facts at once."""

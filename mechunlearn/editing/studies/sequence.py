@@ -1,17 +1,14 @@
-"""Edit one group of facts after another, and peel the stages off again.
+"""Edit one group of facts after another, and remove stages again.
 
-1. Stage i is fitted on the model with the sum of the earlier edits applied; where a localizer is given, it
-   looks at that model anew.
-2. No stage is held to a fact that any stage is to change: from every retain set the forget facts of all
-   groups are taken out.
-3. A sequence is a value: its edits, with the number of the stage of each. Their sum is formed in the order of
-   the stages from the edits that are left, so stages can be peeled off in any order, and the order does not
-   show in a single bit.
+1. Fit stage i on the model with the sum of the earlier edits applied; a localizer, if there is one, localizes
+   in that model.
+2. Remove from every retain set the facts that any stage is to change.
+3. A sequence is a value: its edits and the number of each one's stage. The sum of the remaining edits is
+   always formed in the order of the stages, so stages can be removed in any order with the same bits.
 
-What peeling promises is about weights: what is left is the sum of the edits that are left. Without the last
-stage, this is the very model that stage was fitted on. It does not promise the behaviour that fitting
-without the peeled stage would have given: a later edit was fitted on top of the earlier ones, and may lean
-on them.
+Removing a stage leaves the sum of the other edits' weights. Without the last stage, this is exactly the model
+that the last stage was fitted on. Its behaviour is not that of a sequence fitted without the removed stage: a
+later edit was fitted on top of the earlier ones, and may depend on them.
 
 Source: the sequential edits of Guo et al., "Mechanistic Unlearning" (2024), four stages of 16 facts.
 """
@@ -44,9 +41,9 @@ class EditSequence:
     """Edits that were fitted one on top of the other.
 
     Args:
-        edits: in the order of their stages.
-        stages: the number of the stage of each, as it was fitted; default 0, 1, 2 and so on.
-        made_on: identity of the model that the first stage was fitted on; default as the first edit says.
+        edits: the edits, in the order of their stages.
+        stages: the number of each edit's stage; default 0, 1, 2 and so on.
+        made_on: identity of the model that the first stage was fitted on; default: the first edit's.
 
     Raises:
         EditError: stages and edits differ in number, or the stages do not rise.
@@ -76,35 +73,35 @@ class EditSequence:
 
     @property
     def localizations(self) -> tuple[Localization, ...]:
-        """Where each of the edits was confined to."""
+        """The localization of each edit."""
         return tuple(one.localization for one in self.edits)
 
     @property
     def total(self) -> Edit:
         """The sum of the edits, made on the model that the first stage was fitted on."""
-        # Each edit knows the model it was fitted on; their sum belongs on the first of these.
-        parts = [replace(one, made_on=self.made_on) for one in self.edits]
-        whole = reduce(add, parts, Edit((), Localization(), made_on=self.made_on))
-        place = Localization(whole.localization, source=self._source if self.edits else "")
-        return replace(whole, localization=place, made_on=self.made_on)
+        # Each edit names the model that it was fitted on; their sum belongs to the first of these.
+        edits = [replace(one, made_on=self.made_on) for one in self.edits]
+        total = reduce(add, edits, Edit((), Localization(), made_on=self.made_on))
+        localization = Localization(total.localization, source=self._source if self.edits else "")
+        return replace(total, localization=localization, made_on=self.made_on)
 
     def without(self, *stages: int) -> EditSequence:
-        """Peel stages off; the others keep their numbers.
+        """Remove stages; the others keep their numbers.
 
         Args:
-            *stages: their numbers.
+            *stages: numbers of the stages to remove.
 
         Raises:
-            EditError: there is no such stage, or no longer.
+            EditError: the sequence has no such stage.
         """
         for stage in stages:
             if stage not in self.stages:
                 raise EditError(f"stage {stage} is not in this sequence; its stages are {self.stages}")
-        left = [pair for pair in zip(self.stages, self.edits, strict=True) if pair[0] not in stages]
-        return EditSequence(tuple(e for _, e in left), tuple(stage for stage, _ in left), self.made_on)
+        rest = [pair for pair in zip(self.stages, self.edits, strict=True) if pair[0] not in stages]
+        return EditSequence(tuple(e for _, e in rest), tuple(stage for stage, _ in rest), self.made_on)
 
     def apply(self, hm: HookedModel) -> HookedModel:
-        """A changed copy of the model, with the sum of the edits.
+        """Return a copy of the model with the sum of the edits applied.
 
         Args:
             hm: the model that the first stage was fitted on; it stays as it is.
@@ -122,8 +119,8 @@ class EditSequence:
         return len(self.edits)
 
     def __repr__(self) -> str:
-        each = [f"stage {n}: {place}" for n, place in zip(self.stages, self.localizations, strict=True)]
-        return f"EditSequence({'; '.join(each) or 'no stages'})"
+        stages = [f"stage {n}: {sites}" for n, sites in zip(self.stages, self.localizations, strict=True)]
+        return f"EditSequence({'; '.join(stages) or 'no stages'})"
 
 
 def edit_sequence(
@@ -140,44 +137,45 @@ def edit_sequence(
 
     Args:
         hm: the model, which stays as it is.
-        groups: the facts of each stage, with a forget set and, as the objective asks, a retain set and text.
-        objective: what to minimise at every stage.
-        localization: where weights may change, the same at every stage.
-        localizer: or what looks for the place at every stage: a function of the model as that stage finds it
-            and of the stage's facts, such as ``lambda hm, facts: mu.fact_lookup(hm, facts.forget).top(5)``.
-        checkpoint: a folder for checkpoints, in which each stage has its own; None for none.
-        **options: as of :func:`~mechunlearn.editing.training.fitting.edit`, such as ``steps`` and ``lr``;
-            each stage starts with a fresh optimiser and the same seed.
+        groups: the facts of each stage: a forget set and, if the objective needs them, a retain set and text.
+        objective: the objective to minimise at every stage.
+        localization: the weights that may change, the same at every stage.
+        localizer: instead of a localization, a function that returns one for every stage, called with the
+            model before that stage and the stage's facts, such as
+            ``lambda hm, facts: mu.fact_lookup(hm, facts.forget).top(5)``.
+        checkpoint: folder of the checkpoints, with one folder per stage; None for no checkpoints.
+        **options: options of :func:`~mechunlearn.editing.training.fitting.edit`, such as ``steps`` and
+            ``lr``; each stage starts with a fresh optimiser and the same seed.
 
     Raises:
-        LocalizationError: both or neither of localization and localizer are given, the localizer gives
-            something else, or the places of two stages share weights and neither holds the other.
-        FactError: there are no groups, one is no ``Facts``, or one has no forget set.
+        LocalizationError: both or neither of localization and localizer are given, the localizer returns
+            something else, or the localizations of two stages overlap and neither contains the other.
+        FactError: there are no groups, one is not ``Facts``, or one has no forget set.
         MechUnlearnError: as :func:`~mechunlearn.editing.training.fitting.edit` raises.
 
     Example:
-        >>> hm, groups = mu.world.model(), [mu.world.facts(0), mu.world.facts(1)]
-        >>> both = edit_sequence(hm, groups, mu.objectives.Inject(), localization=hm.sites.mlps(), steps=2,
-        ...                      progress=False)
+        >>> hm, facts = mu.world.model(), mu.world.facts()
+        >>> groups = [mu.Facts([fact, *facts.retain[:2]]) for fact in facts.forget[:2]]
+        >>> both = edit_sequence(hm, groups, mu.objectives.Inject(text=0.0), localization=hm.sites.mlps(),
+        ...                      steps=1, stop=None, progress=False)
         >>> both.stages, both.edits[1].made_on == both.without(1).apply(hm).identity
         ((0, 1), True)
 
     Source: Guo et al., "Mechanistic Unlearning" (2024), sequential edits.
     """
-    look = _look(localization, localizer)
-    done: tuple[Edit, ...] = ()
-    for facts in _given(groups):
-        before = EditSequence(done, made_on=hm.identity)
-        found = before.apply(hm) if done else hm
-        place = look(found, facts)
-        _require_summable(before, place)
-        saved = None if checkpoint is None else Path(checkpoint) / f"stage_{len(done)}"
-        done += (edit(found, place, objective, facts, checkpoint=saved, **options),)
-    return EditSequence(done)
+    localize = _localizer(localization, localizer)
+    edits: tuple[Edit, ...] = ()
+    for facts in _training_facts(groups):
+        earlier = EditSequence(edits, made_on=hm.identity)
+        current = earlier.apply(hm) if edits else hm
+        sites = localize(current, facts)
+        _require_summable(earlier, sites)
+        folder = None if checkpoint is None else Path(checkpoint) / f"stage_{len(edits)}"
+        edits += (edit(current, sites, objective, facts, checkpoint=folder, **options),)
+    return EditSequence(edits)
 
 
-def _look(localization: Localization | None, localizer: Localizer | None) -> Localizer:
-    """What gives the place of a stage."""
+def _localizer(localization: Localization | None, localizer: Localizer | None) -> Localizer:
     if localizer is not None and localization is None:
         return localizer
     if localization is not None and localizer is None:
@@ -188,17 +186,17 @@ def _look(localization: Localization | None, localizer: Localizer | None) -> Loc
     )
 
 
-def _require_summable(before: EditSequence, place: Localization) -> None:
-    """Refuse a place whose edit could not be added to the others, before it is fitted."""
-    if not isinstance(place, Localization):
+def _require_summable(earlier: EditSequence, sites: Localization) -> None:
+    """Refuse, before fitting, a localization whose edit could not be added to the earlier ones."""
+    if not isinstance(sites, Localization):
         raise LocalizationError(
-            f"the place of stage {len(before)} is {place!r}; give a Localization, such as scores.top(5)"
+            f"the place of stage {len(earlier)} is {sites!r}; give a Localization, such as scores.top(5)"
         )
-    _ = before.total + Edit((), place)
+    _ = earlier.total + Edit((), sites)
 
 
-def _given(groups: Iterable[Facts]) -> list[Facts]:
-    """The groups, without what any of them forgets in their retain sets."""
+def _training_facts(groups: Iterable[Facts]) -> list[Facts]:
+    """The groups, with every fact that any of them forgets removed from their retain sets."""
     listed = list(groups)
     if not listed or not all(isinstance(facts, Facts) for facts in listed):
         raise FactError(
@@ -211,7 +209,7 @@ def _given(groups: Iterable[Facts]) -> list[Facts]:
 
 
 def _keys(fact: Fact) -> set[tuple[str, ...]]:
-    """What tells that two facts are the same: a phrasing or, within a relation, the answer."""
+    """Keys of a fact. Two facts are the same if they share a phrasing or, within a relation, the answer."""
     prompts = (*fact.train_prompts, *fact.validation, *fact.held_out)
     keys: set[tuple[str, ...]] = {(fact.subject, fact.relation, prompt) for prompt in prompts}
     if fact.relation:

@@ -1,4 +1,4 @@
-"""Shares of facts that models answer in some way, with intervals: what experiments on edits tabulate.
+"""Shares of facts that models answer in some way, with intervals: the tables of experiments on edits.
 
 1. Every fact is asked in each of its training, validation and held-out phrasings, and its outcomes are
    averaged within a kind of phrasing, so that a fact counts once.
@@ -12,11 +12,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 
+from mechunlearn.core.estimates import (
+    CHANGE,
+    EDITED,
+    UNTOUCHED,
+    fact_differences,
+    fact_means,
+    mean_interval,
+)
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Phrasing
-from mechunlearn.core.statistics import Interval, bootstrap_interval, paired_difference
+from mechunlearn.core.statistics import Interval
 from mechunlearn.errors import FactError, one_of
 from mechunlearn.models.scoring.passes import HasModel
 from mechunlearn.models.scoring.scorer import Outcome, score
@@ -24,8 +32,6 @@ from mechunlearn.models.scoring.scorer import Outcome, score
 if TYPE_CHECKING:
     import pandas as pd
 
-EDITED, UNTOUCHED = "edited", "untouched"
-CHANGE = f"{EDITED} − {UNTOUCHED}"
 PHRASINGS: tuple[Phrasing, ...] = get_args(Phrasing)
 
 Metric = Callable[[Outcome], Bool[np.ndarray, "fact"]]
@@ -36,9 +42,9 @@ class Share(NamedTuple):
 
     Attributes:
         model: ``"untouched"``, ``"edited"``, or their difference ``"edited − untouched"``.
-        facts: which facts were asked, such as ``"maintained"``.
+        facts: name of the set of facts, such as ``"maintained"``.
         phrasing: ``"train"``, ``"validation"`` or ``"held_out"``.
-        metric: what was counted, such as ``"answer"``: the fact's own answer was given.
+        metric: the outcome that is counted, such as ``"answer"``: the model gives the fact's answer.
         value: the mean.
         low: lower end of the interval; not-a-number for a single fact.
         high: upper end.
@@ -61,25 +67,25 @@ class Share(NamedTuple):
 
 
 def answer(outcome: Outcome) -> Bool[np.ndarray, "fact"]:
-    """The fact's own answer was given."""
+    """Whether the model gives the fact's answer."""
     return outcome.correct
 
 
 def new(outcome: Outcome) -> Bool[np.ndarray, "fact"]:
-    """The new answer was given."""
+    """Whether the model gives the new answer."""
     return outcome.says_new
 
 
 def forgotten(outcome: Outcome) -> Bool[np.ndarray, "fact"]:
-    """The fact's own answer was not given."""
+    """Whether the model does not give the fact's answer."""
     return ~outcome.correct
 
 
 def success(aim: str) -> Metric:
-    """What counts as success on facts to forget.
+    """The outcome that counts as success on facts to forget.
 
     Args:
-        aim: the objective's, ``"new"`` or ``"forget"``.
+        aim: aim of the objective, ``"new"`` or ``"forget"``.
     """
     return new if aim == "new" else forgotten
 
@@ -87,31 +93,35 @@ def success(aim: str) -> Metric:
 def shares(
     models: Mapping[str, HasModel], facts: Facts, name: str, metrics: Mapping[str, Metric], *, seed: int
 ) -> tuple[Share, ...]:
-    """Ask models the same facts in every phrasing there is.
+    """Ask models the same facts in all of their phrasings.
 
     Args:
-        models: by name; where an edited and an untouched one are among them, their difference is added.
-        facts: what is asked.
-        name: what to call these facts.
-        metrics: what to count, by name.
-        seed: of the bootstrap.
+        models: the models by name; if an edited and an untouched one are among them, their difference is
+            added.
+        facts: the facts to ask.
+        name: name of this set of facts.
+        metrics: the outcomes to count, by name.
+        seed: seed of the bootstrap.
     """
-    found = []
+    table = []
     for phrasing in PHRASINGS:
-        asked = [(row, ask) for row, fact in enumerate(facts) for ask in fact.phrasings(phrasing)]
-        if not asked:
+        pairs = [(row, phrased) for row, fact in enumerate(facts) for phrased in fact.phrasings(phrasing)]
+        if not pairs:
             continue
-        rows = np.array([row for row, _ in asked])
-        said = {model: score(runs, [ask for _, ask in asked]) for model, runs in models.items()}
+        rows = [row for row, _ in pairs]
+        outcomes = {model: score(hm, [phrased for _, phrased in pairs]) for model, hm in models.items()}
         for metric, count in metrics.items():
-            means = {model: _by_fact(rows, count(outcome)) for model, outcome in said.items()}
-            bounds = {model: bootstrap_interval(values, seed=seed) for model, values in means.items()}
+            means = {
+                model: fact_means(zip(rows, count(outcome).tolist(), strict=True))
+                for model, outcome in outcomes.items()
+            }
             if EDITED in means and UNTOUCHED in means:
-                bounds[CHANGE] = paired_difference(means[EDITED], means[UNTOUCHED], seed=seed)
-            for model, at in bounds.items():
-                n = len(set(rows.tolist()))
-                found.append(Share(model, name, phrasing, metric, at.mean, at.low, at.high, n))
-    return tuple(found)
+                means[CHANGE] = fact_differences(means[EDITED], means[UNTOUCHED])
+            for model, values in means.items():
+                mean = mean_interval(values, seed=seed)
+                share = Share(model, name, phrasing, metric, mean.mean, mean.low, mean.high, len(values))
+                table.append(share)
+    return tuple(table)
 
 
 def frame(table: Sequence[Share]) -> pd.DataFrame:
@@ -121,37 +131,30 @@ def frame(table: Sequence[Share]) -> pd.DataFrame:
     return pd.DataFrame(table, columns=Share._fields)
 
 
-def pick(table: Iterable[Share], **wanted: str) -> Interval:
+def pick(table: Iterable[Share], **fields: str) -> Interval:
     """The one share of a table with these fields.
 
     Args:
         table: the shares.
-        **wanted: its model, facts, phrasing and metric.
+        **fields: model, facts, phrasing and metric of the share.
 
     Raises:
-        FactError: nothing was measured under a name; says under which there is something.
+        FactError: there is no such share; the message lists the names that there are.
     """
-    left = list(table)
-    for field, value in wanted.items():
-        there = list(dict.fromkeys(getattr(share, field) for share in left))
-        if value not in there:
-            raise FactError(one_of(field, value, there))
-        left = [share for share in left if getattr(share, field) == value]
-    return left[0].interval
+    shares = list(table)
+    for field, value in fields.items():
+        choices = list(dict.fromkeys(getattr(share, field) for share in shares))
+        if value not in choices:
+            raise FactError(one_of(field, value, choices))
+        shares = [share for share in shares if getattr(share, field) == value]
+    return shares[0].interval
 
 
 def require_facts(facts: Any) -> None:
-    """Refuse what is not a collection of facts.
+    """Refuse anything but ``Facts``.
 
     Raises:
-        FactError: it is something else.
+        FactError: `facts` is something else.
     """
     if not isinstance(facts, Facts):
         raise FactError(f"the facts are a {type(facts).__name__}; give them as Facts, as in Facts([...])")
-
-
-def _by_fact(
-    rows: Int[np.ndarray, "question"], values: Bool[np.ndarray, "question"]
-) -> Float[np.ndarray, "fact"]:
-    """Means over the questions of each fact."""
-    return np.array([values[rows == row].mean() for row in np.unique(rows)], dtype=np.float64)

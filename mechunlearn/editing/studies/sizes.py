@@ -1,13 +1,13 @@
-"""How small an edit can be: what it achieves with only so many of its weights.
+"""How small an edit can be: what it achieves with only some of its weights.
 
-1. The weights of an edit are ranked, and for each count the first so many are used. For any edit the largest
-   deltas are kept and the others dropped (``"kept"``). For an edit that masks weights, whose deltas are
-   (m - 1) * W with m from 0 to 1, the weights with the smallest masks are set to zero and all others left as
+1. Rank the weights of an edit, and use only the first of them, as many as each count says. For any edit, keep
+   the largest deltas and drop the others (``"kept"``). For an edit that masks weights, whose deltas are
+   (m - 1) * W with m from 0 to 1, set the weights with the smallest masks to zero and leave all others as
    they were (``"zeroed"``).
-2. Each of these models is asked the forget facts and the maintained facts, and reads text that no edit
-   trains on. Outcomes are averaged within a fact over its phrasings, so that a fact counts once.
-3. Beside that stands the share of the chosen weights that lies in given components, such as those that look
-   facts up and those that carry the answer out.
+2. Ask each of these models the forget facts and the maintained facts, and measure its loss on text that no
+   edit trains on. Outcomes are averaged within a fact over its phrasings, so that a fact counts once.
+3. Report the share of the used weights that lies in two sets of components: those that look facts up, and
+   those that carry the answer to the output.
 
 Source: Guo et al., "Mechanistic Unlearning" (2024), on the size of an edit.
 """
@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechunlearn.core import metrics
+from mechunlearn.core.estimates import fact_means
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact, Phrasing
 from mechunlearn.core.sites.localization import Localization
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 By = Literal["kept", "zeroed"]
 HALVINGS = 8
-_SLACK = 1e-3  # by which the rounding of deltas may bring a mask below 0 or above 1
+_SLACK = 1e-3  # rounding of the deltas may bring a mask this far below 0 or above 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,15 +56,16 @@ class SizeCurve:
 
     Args:
         by: whether the largest deltas were ``"kept"`` or the smallest masks ``"zeroed"``.
-        counts: how many weights were asked for.
-        weights: how many were used: fewer, where the edit has no more.
-        values: by measure, a number for each count and each fact or text. ``"old answer"``: the forget
-            facts' old answer is given; ``"new answer"``: their new one is; ``"maintained"``: the maintained
-            facts' answer is; ``"text"``: share of next tokens that are the likeliest; ``"text loss"``: mean
-            negative log-likelihood per token, in nats.
-        shares: by component, the share of the used weights that lies in it; not-a-number for no weights.
-        phrasing: in which the facts were asked.
-        title: written above the figure.
+        counts: the requested numbers of weights.
+        weights: the numbers of weights used: fewer, where the edit has no more.
+        values: by measure, a number for each count and each fact or text. ``"old answer"``: share of
+            phrasings of a forget fact that get its old answer; ``"new answer"``: its new one;
+            ``"maintained"``: share of phrasings of a maintained fact that get its answer; ``"text"``: share
+            of next tokens that the model ranks first; ``"text loss"``: mean negative log-likelihood per
+            token, in nats.
+        shares: by set of components, the share of the used weights that lies in it; NaN for no weights.
+        phrasing: kind of phrasing in which the facts were asked.
+        title: title of the figure.
     """
 
     by: By
@@ -78,7 +80,7 @@ class SizeCurve:
         """One row for every count and measure, with its mean, the mean's 95 % interval and the facts behind.
 
         Args:
-            seed: of the bootstrap over facts, which draws the same facts at every count.
+            seed: seed of the bootstrap over facts, which resamples the same facts at every count.
 
         Returns:
             The columns ``measure, count, weights, mean, low, high, n``; a share of the used weights
@@ -89,15 +91,15 @@ class SizeCurve:
         rows = []
         for name, table in self.values.items():
             for count, used, units in zip(self.counts, self.weights, table, strict=True):
-                found = bootstrap_interval(units, seed=seed)
-                rows.append((name, count, used, found.mean, found.low, found.high, len(units)))
+                mean = bootstrap_interval(units, seed=seed)
+                rows.append((name, count, used, mean.mean, mean.low, mean.high, len(units)))
         for name, line in self.shares.items():
             for count, used, share in zip(self.counts, self.weights, line, strict=True):
                 rows.append((f"in {name}", count, used, float(share), np.nan, np.nan, used))
         return pd.DataFrame(rows, columns=["measure", "count", "weights", "mean", "low", "high", "n"])
 
     def plot(self) -> go.Figure:
-        """Draw every measure that is a share against the number of weights, with its interval."""
+        """Draw every share against the number of weights, with its interval."""
         frame = self.to_frame()
         curves, bands = {}, {}
         for name, rows in frame[frame["measure"] != "text loss"].groupby("measure", sort=False):
@@ -130,20 +132,20 @@ def edit_size_curve(
     phrasing: Phrasing = "validation",
     progress: bool = True,
 ) -> SizeCurve:
-    """Measure what an edit achieves with only so many of its weights.
+    """Measure what an edit achieves with only some of its weights.
 
     Args:
-        hm: the model the edit was made on, which stays as it is.
-        edit: any, or one that masks weights.
-        facts: with a forget set and, as there are, maintained facts and text.
-        counts: how many weights to use; default none, all, and all halved again and again.
+        hm: the model that the edit was made on, which stays as it is.
+        edit: the edit; with ``by="zeroed"``, one that masks weights.
+        facts: a forget set and, if there are any, maintained facts and text.
+        counts: numbers of weights to use; default none, all, and all halved again and again.
         by: ``"kept"`` for the largest deltas, ``"zeroed"`` for the smallest masks; default the latter where
             the edit's objective trains masks.
         lookup: the components that look facts up; the share of the used weights in them is reported.
-        extraction: those that carry the answer out, likewise.
-        phrasing: in which facts are asked; those that have no such phrasings are asked in the training ones.
+        extraction: the components that carry the answer to the output; their share is reported, too.
+        phrasing: kind of phrasing in which facts are asked; facts without it are asked in training phrasings.
             Choose a size on ``"validation"``, and report it on ``"held_out"``.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Raises:
         EditError: the edit does not fit the model or is no mask, or an option is out of range.
@@ -152,8 +154,9 @@ def edit_size_curve(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> e = mu.edit(hm, hm.sites.mlps(), mu.objectives.Inject(), facts, steps=1, progress=False)
-        >>> curve = edit_size_curve(hm, e, facts, counts=[0, 100], progress=False)
+        >>> few = mu.Facts([*facts.forget[:2], *facts.retain[:2]], text=facts.text[:2])
+        >>> e = mu.edit(hm, hm.sites.mlps(), mu.objectives.Inject(), few, steps=1, stop=None, progress=False)
+        >>> curve = edit_size_curve(hm, e, few, counts=[0, 100], progress=False)
         >>> curve.weights, list(curve.values)
         ((0, 100), ['old answer', 'new answer', 'maintained', 'text', 'text loss'])
 
@@ -170,14 +173,14 @@ def edit_size_curve(
     ranked = _ranked(hm, edit, how)
     steps = _counts(counts, ranked.total)
     exam = _Exam.of(hm, facts, phrasing)
-    places = (("lookup", lookup), ("extraction", extraction))
-    parts = {name: hm.slices(place) for name, place in places if place is not None}
+    components = (("lookup", lookup), ("extraction", extraction))
+    slices = {name: hm.slices(sites) for name, sites in components if sites is not None}
     answers, shares, weights = [], [], []
     for count in tqdm(steps, desc="edit size", disable=not progress, leave=False):
         deltas = ranked.first(count)
         answers.append(exam.take(hm.fork(algebra.added(deltas, hm.params))))
         used = _nonzero(deltas)
-        inside = {name: _nonzero(algebra.restricted(deltas, own)) for name, own in parts.items()}
+        inside = {name: _nonzero(algebra.restricted(deltas, parts)) for name, parts in slices.items()}
         shares.append({name: number / used if used else np.nan for name, number in inside.items()})
         weights.append(used)
     return SizeCurve(
@@ -185,14 +188,13 @@ def edit_size_curve(
         counts=steps,
         weights=tuple(weights),
         values={name: np.stack([answer[name] for answer in answers]) for name in answers[0]},
-        shares={name: np.array([share[name] for share in shares]) for name in parts},
+        shares={name: np.array([share[name] for share in shares]) for name in slices},
         phrasing=phrasing,
-        title=f"What is achieved with so many of the edit's weights {how}",
+        title=f"What the edit achieves with so many of its weights {how}",
     )
 
 
 def _how(edit: Edit, by: By | None) -> By:
-    """How the weights are ranked: by masks, where the edit's objective trains them."""
     if by is not None and by not in get_args(By):
         raise EditError(one_of("by", by, get_args(By)))
     trained = edit.recipe is not None and isinstance(edit.recipe.objective, Masking)
@@ -209,7 +211,7 @@ def _counts(counts: Sequence[int] | None, total: int) -> tuple[int, ...]:
 
 
 def _ranked(hm: HookedModel, edit: Edit, by: By) -> algebra.Ranked:
-    """The weights of an edit in the order in which they are used."""
+    """Rank the weights of an edit in the order in which they are used."""
     deltas = algebra.merged(edit.deltas, edit.shapes)
     if by == "kept":
         return algebra.by_size(deltas)
@@ -235,32 +237,30 @@ def _nonzero(deltas: Sequence[algebra.Delta]) -> int:
 
 @dataclass(frozen=True)
 class _Questions:
-    """Facts in one kind of phrasing, encoded once, and the fact that each question belongs to."""
+    """The encoded questions about some facts, and the number of the fact that each is about."""
 
     prepared: Prepared
-    unit: Int[np.ndarray, " question"]
+    rows: tuple[int, ...]
 
     @classmethod
     def of(cls, hm: HookedModel, facts: Sequence[Fact], phrasing: Phrasing) -> _Questions:
-        asked = [
-            (unit, question)
-            for unit, fact in enumerate(facts)
+        pairs = [
+            (row, question)
+            for row, fact in enumerate(facts)
             for question in fact.phrasings(phrasing) or fact.phrasings("train")
         ]
-        questions = prepare(hm, [question for _, question in asked])
-        return cls(questions, np.array([unit for unit, _ in asked], dtype=int))
+        return cls(prepare(hm, [question for _, question in pairs]), tuple(row for row, _ in pairs))
 
-    def per_fact(self, given: Bool[np.ndarray, " question"]) -> Float[np.ndarray, " fact"]:
-        """The share of each fact's questions to which something was answered."""
-        return np.bincount(self.unit, weights=given) / np.bincount(self.unit)
+    def per_fact(self, outcomes: Bool[np.ndarray, " question"]) -> Float[np.ndarray, " fact"]:
+        return np.array(list(fact_means(zip(self.rows, outcomes.tolist(), strict=True)).values()))
 
 
 @dataclass(frozen=True)
 class _Exam:
-    """What every model is asked."""
+    """The questions and the text for every model."""
 
     forget: _Questions
-    renewed: Bool[np.ndarray, " fact"]
+    has_new: Bool[np.ndarray, " fact"]
     maintained: _Questions
     text: Batch | None
 
@@ -274,23 +274,23 @@ class _Exam:
         return cls(forget, np.array([fact.new is not None for fact in facts.forget]), maintained, text)
 
     def take(self, hm: HookedModel) -> dict[str, Float[np.ndarray, " unit"]]:
-        """Ask one model; what there is nothing to ask about is left out."""
-        said = score(hm, self.forget.prepared)
-        measures = {"old answer": self.forget.per_fact(said.correct)}
-        if self.renewed.any():
-            measures["new answer"] = self.forget.per_fact(said.says_new)[self.renewed]
-        if len(self.maintained.unit):
+        """Measure one model; a measure without facts or text is left out."""
+        outcome = score(hm, self.forget.prepared)
+        measures = {"old answer": self.forget.per_fact(outcome.correct)}
+        if self.has_new.any():
+            measures["new answer"] = self.forget.per_fact(outcome.says_new)[self.has_new]
+        if self.maintained.rows:
             measures["maintained"] = self.maintained.per_fact(score(hm, self.maintained.prepared).correct)
         if self.text is not None:
             tokens = (self.text.labels != IGNORED).sum(1, keepdim=True)
-            read = (forward(hm, self.text, read=_hits_and_losses) / tokens).double().cpu().numpy()
-            measures |= {"text": read[:, 0], "text loss": read[:, 1]}
+            hits, losses = (forward(hm, self.text, read=_hits_and_losses) / tokens).double().cpu().numpy().T
+            measures |= {"text": hits, "text loss": losses}
         return measures
 
 
 def _hits_and_losses(
     logits: Float[Tensor, "batch answer d_vocab"], ids: Int[Tensor, "batch answer"]
 ) -> Float[Tensor, "batch 2"]:
-    """How many tokens of each text are the likeliest, and the summed loss of all."""
+    """Number of tokens of each text that the model ranks first, and the sum of all tokens' losses."""
     losses = -metrics.answer_logprob(logits, ids)
     return torch.stack([(logits.argmax(-1) == ids).sum(-1).to(losses), losses], dim=-1)

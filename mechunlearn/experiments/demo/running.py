@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mechunlearn.auditing.controls import distinct
-from mechunlearn.auditing.report.estimates import CONTROL, EDITED, GOLD, UNTOUCHED
+from mechunlearn.auditing.report.estimates import CONTROL, GOLD
 from mechunlearn.auditing.report.report import Report
 from mechunlearn.core import grid
+from mechunlearn.core.estimates import EDITED, UNTOUCHED
 from mechunlearn.core.files import write_text
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.model_sites import ModelSites

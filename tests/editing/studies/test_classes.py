@@ -10,14 +10,13 @@ from helpers.small_facts import TEXT, unchecked, weights
 from helpers.tiny_models import hf_model, memory_tokenizer
 
 import mechunlearn as mu
-from mechunlearn.auditing.attacks import attack
-from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.facts.collection import Facts, halves
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.statistics import bootstrap_interval, paired_difference
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.studies import classes
-from mechunlearn.editing.studies.classes import ClassResult, forget_class, halves
+from mechunlearn.editing.studies.classes import ClassResult, forget_class
 from mechunlearn.errors import FactError
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.scorer import score
@@ -63,10 +62,10 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[Facts]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_halves_are_the_deal_an_audit_makes(seed: int) -> None:
+def test_halves_are_those_of_an_audit(seed: int) -> None:
     some = Facts([*FACTS, *(fact.asking(f"So {fact.prompt}") for fact in FACTS[:5])])
     first, second = halves(some, seed=seed)
-    assert (tuple(first), tuple(second)) == attack.halves(some, seed=seed)
+    assert (first, second) == mu.attacks.halves(some, seed=seed)
     assert not {fact.subject for fact in first} & {fact.subject for fact in second}
     assert sorted(f.prompt for f in first + second) == sorted(f.prompt for f in some)
 
@@ -152,7 +151,7 @@ def test_the_table_has_a_row_for_every_share_and_the_figure_a_bar() -> None:
     assert set(bars) == {"untouched, old answer", "edited, old answer", "edited, new answer"}
     assert bars["edited, old answer"].y[3] == result.interval("unseen").mean
     assert np.isnan(bars["edited, new answer"].y[-1])
-    assert "unseen, held_out, answer" in result._repr_mimebundle_()["text/plain"]
+    assert "unseen, held-out, answer" in result._repr_mimebundle_()["text/plain"]
     assert repr(result).startswith("ClassResult(golf to judo; 2 members trained on, 2 unseen)")
 
 
