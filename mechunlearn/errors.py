@@ -99,20 +99,3 @@ def one_of(what: str, value: object, choices: Iterable[object]) -> str:
     names = [repr(choice) for choice in choices]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
     return f"{what} must be one of {listed}; not {value!r}"
-
-
-def require_positive(**values: float | int) -> None:
-    """Refuse numbers that are not above zero.
-
-    Args:
-        **values: the numbers by the names of their arguments.
-
-    Raises:
-        ScoresError: for the first that is not.
-
-    Example:
-        >>> require_positive(samples=3, noise=0.5)
-    """
-    for name, value in values.items():
-        if not value > 0:
-            raise ScoresError(f"{name} must be above zero; not {value!r}")

@@ -26,7 +26,7 @@ from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.editing.edits.recipes import Optimizer, Recipe
 from mechunlearn.editing.objectives.losses import nll
-from mechunlearn.editing.objectives.reading import Outputs, Positions, Request
+from mechunlearn.editing.objectives.requests import Outputs, Positions, Request
 from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.examples import QUESTIONS_PER_TEXT
 from mechunlearn.editing.training.limits import Limits

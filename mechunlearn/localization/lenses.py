@@ -30,11 +30,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.metrics import rank, token_logprobs
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
-from mechunlearn.errors import ModelError, ScoresError, one_of, require_positive
+from mechunlearn.errors import ModelError, ScoresError, one_of
 from mechunlearn.localization.answer_tokens import FirstTokens, contrast, first_tokens
 from mechunlearn.localization.patching.positions import Component, layer_sites
 from mechunlearn.models.activations import capture, probe_sites
@@ -91,7 +92,7 @@ def logit_lens(
         raise ScoresError(one_of("positions", positions, get_args(LensPosition)))
     if metric not in _UNITS:
         raise ScoresError(one_of("metric", metric, _UNITS))
-    require_positive(batch_size=batch_size)
+    positive(ScoresError, batch_size=batch_size)
     compared = metric == "logit_diff"
     words = first_tokens(hm, facts, [contrast(f) if compared else {f.answer: 1.0} for f in facts])
     batch, sites, parts = encode(hm, facts, answer=None), probe_sites(hm), []
@@ -203,7 +204,7 @@ def direct_logit_attribution(
     """
     named = [Site("embed"), *layer_sites(hm, sites, get_args(Component))]
     by_head = any(site.kind == "head" for site in named)
-    require_positive(batch_size=batch_size)
+    positive(ScoresError, batch_size=batch_size)
     words = first_tokens(hm, facts, [contrast(fact) for fact in facts])
     with _transformer_lens("direct logit attribution", "mu.attribution, which needs no folding"):
         folded = hm.folded()

@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
-from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.errors import ScoresError, one_of
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hook_checks import Requested, check_name
@@ -142,7 +143,7 @@ def capture(
         >>> states["hook_embed"].shape[:2]
         torch.Size([2, 1])
     """
-    require_positive(batch_size=batch_size)
+    positive(ScoresError, batch_size=batch_size)
     if not ((where >= 0) & (where < tokens.shape[1])).all():
         raise ScoresError(
             f"where= holds positions {int(where.min())} to {int(where.max())}, but the rows have "

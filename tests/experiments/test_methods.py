@@ -21,9 +21,9 @@ from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.masking import WeightMask
 from mechunlearn.editing.objectives.preference import DPO, NPO, AltPO, SimNPO
 from mechunlearn.editing.objectives.primal_dual import PDU
-from mechunlearn.editing.objectives.reading import Objective
 from mechunlearn.editing.objectives.relabel import Relabel
 from mechunlearn.editing.objectives.representation import RMU, CircuitBreaker
+from mechunlearn.editing.objectives.requests import Objective
 from mechunlearn.editing.objectives.weighted import WGA, SatImp
 from mechunlearn.editing.training.fitting import edit
 from mechunlearn.models.encoding.encoder import encode_text

@@ -9,7 +9,7 @@ from torch import Tensor
 from helpers.small_facts import FACTS
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
-from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.objectives.requests import Outputs, Request
 from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.data import DataFeed
 from mechunlearn.editing.training.partial_forward import Runner

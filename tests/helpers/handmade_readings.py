@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.objectives.requests import Outputs, Request
 
 VOCAB, WIDTH = 7, 4
 

@@ -12,13 +12,14 @@ from helpers.small_facts import TEXT
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.editing.closed_form.keys import KeyStatistics, key_statistics
+from mechunlearn.editing.closed_form.values import ValueSearch
 from mechunlearn.models.hooked import HookedModel
 
 PREFIXES = ("In May, ", "So Bo and Al say:")
 TEXTS = (*TEXT, "a cat and a dog", "nobody knows why")
 # The prompts end with their subjects, so that even the last of two layers bears on the answers.
 WRITTEN = Facts([Fact("I know Bo", "Bo", "golf", new="judo"), Fact("A man is Al", "Al", "polo", new="be")])
-QUICK: dict[str, Any] = {"prefixes": PREFIXES, "steps": 3, "progress": False}
+QUICK: dict[str, Any] = {"prefixes": PREFIXES, "search": ValueSearch(steps=3), "progress": False}
 
 
 def known(hm: HookedModel, *sites: str, **options: Any) -> KeyStatistics:

@@ -12,7 +12,7 @@ from helpers import slow_losses as slow
 from helpers.handmade_readings import VOCAB, WIDTH
 from mechunlearn.editing.objectives import hidden_losses, losses
 from mechunlearn.editing.objectives.losses import log1m_prob, nll, npo
-from mechunlearn.editing.objectives.reading import Outputs
+from mechunlearn.editing.objectives.requests import Outputs
 
 TARGET = torch.linspace(-1.0, 1.0, WIDTH, dtype=torch.float64)
 

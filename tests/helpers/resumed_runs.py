@@ -24,7 +24,7 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Optimizer, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
-from mechunlearn.editing.objectives.reading import Outputs, Request, State
+from mechunlearn.editing.objectives.requests import Outputs, Request, State
 from mechunlearn.editing.training.limits import Limits
 from mechunlearn.models.hooked import HookedModel
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from statistics import fmean
 
-from mechunlearn.editing.objectives.reading import Outputs
+from mechunlearn.editing.objectives.requests import Outputs
 
 Rows = list[list[float]]
 

@@ -29,11 +29,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
 from mechunlearn.core.tensor_files import TensorFormat
-from mechunlearn.editing.closed_form.memories import Memory, memories
-from mechunlearn.errors import EditError, FactError, IdentityWarning, require_positive
+from mechunlearn.editing.closed_form.mlp_matrices import Memory, memories
+from mechunlearn.errors import EditError, FactError, IdentityWarning
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.working_copy import working_copy
 
@@ -218,7 +219,7 @@ def key_statistics(
     from tqdm.auto import tqdm
 
     found = memories(hm, sites)
-    require_positive(max_tokens=max_tokens, batch_size=batch_size)
+    positive(EditError, max_tokens=max_tokens, batch_size=batch_size)
     if not ridge >= 0:
         raise EditError(f"ridge is {ridge!r}; give 0 or more, such as {RIDGE:g}")
     limit = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", None) or max_tokens

@@ -15,17 +15,17 @@ Source: Meng et al. (2022), equation 4, and the authors' ``compute_v.py`` and ``
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechunlearn.editing.closed_form.contexts import Contexts
-from mechunlearn.editing.closed_form.memories import Memory
+from mechunlearn.core.checks import above, at_least, integer
+from mechunlearn.editing.closed_form.mlp_matrices import Memory
+from mechunlearn.editing.closed_form.prompt_contexts import Contexts
 from mechunlearn.editing.edits.history import History
 from mechunlearn.errors import TrainingError
 from mechunlearn.models.encoding.batch import IGNORED
@@ -35,38 +35,46 @@ TERMS = ("answer", "essence", "decay")
 
 
 @dataclass(frozen=True)
-class Search:
-    """How values are searched for; see the module.
+class ValueSearch:
+    """How ROME and MEMIT search for the values that make a model give the new answers.
+
+    Args:
+        steps: steps of Adam at most; None for the authors' number: 20 in ROME, 25 in MEMIT (for GPT-J).
+        lr: learning rate of Adam.
+        kl: weight of the divergence of the next token after ``"{subject} is a"``.
+        decay: weight of ``‖δ‖ / size²``. The size is the norm of what δ is added to: in ROME the matrix's
+            output ``v₀``, in MEMIT the residual stream after the highest layer.
+        bound: the longest δ, in sizes; None for the authors' number: 4 in ROME (3 for GPT-2 medium), 0.75
+            in MEMIT.
+        enough: the loss at which the search for a fact's value stops.
 
     Raises:
         TrainingError: a number is out of its range.
+
+    Example:
+        >>> mu.closed_form.ValueSearch(steps=10).lr
+        0.5
     """
 
-    steps: int
-    lr: float | int
-    kl: float | int
-    decay: float | int
-    bound: float | int
-    enough: float | int
+    steps: int | None = None
+    lr: float | int = 0.5
+    kl: float | int = 0.0625
+    decay: float | int = 0.5
+    bound: float | int | None = None
+    enough: float | int = 0.05
 
     def __post_init__(self) -> None:
-        given: dict[str, Any] = asdict(self)
-        for name, value in given.items():
-            kind = Integral if name == "steps" else Real
-            if not isinstance(value, kind):
-                whole = "whole " if kind is Integral else ""
-                raise TrainingError(f"{name} is {value!r}; give a {whole}number")
-        for name in ("steps", "lr", "bound"):
-            if not given[name] > 0:
-                raise TrainingError(f"{name} is {given[name]!r}; give a number above 0")
-        for name in ("kl", "decay", "enough"):
-            if not given[name] >= 0:
-                raise TrainingError(f"{name} is {given[name]!r}; give 0 or more")
+        if self.steps is not None:
+            integer(TrainingError, 1, steps=self.steps)
+        if self.bound is not None:
+            above(TrainingError, 0, bound=self.bound)
+        above(TrainingError, 0, lr=self.lr)
+        at_least(TrainingError, 0, kl=self.kl, decay=self.decay, enough=self.enough)
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What the search gave.
+class FoundValues:
+    """What the search for values gave.
 
     Args:
         deltas: what to add to each fact's values, in float64, on the CPU.
@@ -82,11 +90,13 @@ def find_values(
     memory: Memory,
     contexts: Contexts,
     sizes: Float[Tensor, " fact"],
-    search: Search,
+    search: ValueSearch,
     *,
+    steps: int,
+    bound: float | int,
     batch_size: int,
     progress: bool,
-) -> Found:
+) -> FoundValues:
     """Search for what must be added to the values of every fact.
 
     Args:
@@ -95,6 +105,8 @@ def find_values(
         contexts: the facts.
         sizes: the norm by which each fact's δ is measured.
         search: the options.
+        steps: steps that are taken if the options leave them open.
+        bound: the bound if the options leave it open.
         batch_size: rows per forward pass.
         progress: whether to show a bar.
 
@@ -103,11 +115,14 @@ def find_values(
     """
     from tqdm.auto import tqdm
 
+    steps = steps if search.steps is None else search.steps
+    bound = bound if search.bound is None else search.bound
     parts = list(contexts.parts(batch_size))
     deltas, curves = [], []
     with tqdm(total=len(contexts), disable=not progress, desc="values", leave=False) as bar:
         for part, size in zip(parts, torch.split(sizes, [len(p) for p in parts]), strict=True):
-            delta, curve = _descend(_Loss(hm, memory, part, size.to(hm.device), search), search)
+            loss = _Loss(hm, memory, part, size.to(hm.device), search)
+            delta, curve = _descend(loss, search.lr, steps, bound)
             deltas.append(delta.double().cpu())
             curves.append(curve.double().cpu())
             bar.update(len(part))
@@ -118,18 +133,18 @@ def find_values(
         {"step": float(step), **dict(zip(TERMS, terms, strict=True))}
         for step, terms in enumerate(whole.mean(1).tolist(), start=1)
     ]
-    return Found(torch.cat(deltas), History(records, step=len(records)))
+    return FoundValues(torch.cat(deltas), History(records, step=len(records)))
 
 
 def _descend(
-    loss: _Loss, search: Search
+    loss: _Loss, lr: float | int, steps: int, bound: float | int
 ) -> tuple[Float[Tensor, "fact d_model"], Float[Tensor, "step fact term"]]:
     """Take steps until every fact is done or there are none left."""
     delta = loss.start()
-    optimizer = torch.optim.Adam([delta], lr=search.lr)
+    optimizer = torch.optim.Adam([delta], lr=lr)
     going = torch.ones(len(delta), dtype=torch.bool, device=delta.device)
     curve = []
-    for step in range(1, search.steps + 1):
+    for step in range(1, steps + 1):
         terms = loss(delta)
         total = terms.sum(1)
         if not bool(total.isfinite().all()):
@@ -138,7 +153,7 @@ def _descend(
                 "model is unchanged. Lower lr"
             )
         curve.append(terms.detach())
-        going = going & (total.detach() >= search.enough)
+        going = going & (total.detach() >= loss.enough)
         if not bool(going.any()):
             break
         before = delta.detach().clone()
@@ -148,7 +163,7 @@ def _descend(
         optimizer.step()
         with torch.no_grad():
             norm = delta.norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
-            inside = delta * (search.bound * loss.sizes / norm).clamp(max=1.0)[:, None]
+            inside = delta * (bound * loss.sizes / norm).clamp(max=1.0)[:, None]
             # Adam's momentum would carry a fact on that is done.
             delta.copy_(torch.where(going[:, None], inside, before))
     return delta.detach(), torch.stack(curve)
@@ -163,11 +178,11 @@ class _Loss:
         memory: Memory,
         contexts: Contexts,
         sizes: Float[Tensor, " fact"],
-        search: Search,
+        search: ValueSearch,
     ) -> None:
         self._runner, self._memory, self._contexts, self._search = hm.hf, memory, contexts, search
         self.dtype = torch.promote_types(hm.dtype, torch.float32)
-        self.sizes = sizes.to(self.dtype)
+        self.sizes, self.enough = sizes.to(self.dtype), search.enough
         self._frozen = {name: parameter.detach() for name, parameter in hm.params.items()}
         batch = contexts.batch
         asked = batch.labels != IGNORED

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from mechunlearn.core.checks import above, at_least, integer, require
 from mechunlearn.editing import objectives
-from mechunlearn.editing.objectives.checks import above, at_least, require, whole
-from mechunlearn.editing.objectives.reading import Objective
+from mechunlearn.editing.objectives.requests import Objective
+from mechunlearn.errors import TrainingError
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -51,8 +52,8 @@ class Stop:
             share = getattr(self, name)
             unset = name == "give_up" and share is None
             fine = unset or (isinstance(share, float | int) and 0 <= share <= 1)
-            require(fine, name, share, "a share from 0 to 1")
-        whole(1, every=self.every)
+            require(fine, TrainingError, name, share, "a share from 0 to 1")
+        integer(TrainingError, 1, every=self.every)
 
     def value(self, success: float, retention: float) -> float:
         """How good a step is; nothing is gained beyond goal and bound.
@@ -99,13 +100,19 @@ class Optimizer:
     micro_batches: int = 1
 
     def __post_init__(self) -> None:
-        whole(0, warmup=self.warmup)
-        whole(1, micro_batches=self.micro_batches)
-        at_least(0, weight_decay=self.weight_decay)
+        integer(TrainingError, 0, warmup=self.warmup)
+        integer(TrainingError, 1, micro_batches=self.micro_batches)
+        at_least(TrainingError, 0, weight_decay=self.weight_decay)
         if self.clip is not None:
-            above(0, clip=self.clip)
+            above(TrainingError, 0, clip=self.clip)
         fine = self.schedule in get_args(Schedule)
-        require(fine, "schedule", self.schedule, "one of " + ", ".join(map(repr, get_args(Schedule))))
+        require(
+            fine,
+            TrainingError,
+            "schedule",
+            self.schedule,
+            "one of " + ", ".join(map(repr, get_args(Schedule))),
+        )
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, as a share of the peak.
@@ -150,14 +157,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         fine = not isinstance(self.objective, type) and isinstance(self.objective, Objective)
-        require(fine, "objective", self.objective, "an objective such as objectives.Inject()")
-        whole(0, steps=self.steps)
-        whole(1, batch_size=self.batch_size)
-        above(0, lr=self.lr)
+        require(fine, TrainingError, "objective", self.objective, "an objective such as objectives.Inject()")
+        integer(TrainingError, 0, steps=self.steps)
+        integer(TrainingError, 1, batch_size=self.batch_size)
+        above(TrainingError, 0, lr=self.lr)
         fine = self.stop is None or isinstance(self.stop, Stop)
-        require(fine, "stop", self.stop, "a Stop(...), or None to take all steps")
+        require(fine, TrainingError, "stop", self.stop, "a Stop(...), or None to take all steps")
         fine = isinstance(self.optimizer, Optimizer)
-        require(fine, "optimizer", self.optimizer, 'an Optimizer(...), such as Optimizer("SGD")')
+        require(
+            fine, TrainingError, "optimizer", self.optimizer, 'an Optimizer(...), such as Optimizer("SGD")'
+        )
 
     @property
     def summary(self) -> str:

@@ -12,13 +12,13 @@ from mechunlearn.editing.objectives.preference import NPO as NPO
 from mechunlearn.editing.objectives.preference import AltPO as AltPO
 from mechunlearn.editing.objectives.preference import SimNPO as SimNPO
 from mechunlearn.editing.objectives.primal_dual import PDU as PDU
-from mechunlearn.editing.objectives.reading import Objective as Objective
-from mechunlearn.editing.objectives.reading import Outputs as Outputs
-from mechunlearn.editing.objectives.reading import Request as Request
-from mechunlearn.editing.objectives.reading import Sampled as Sampled
 from mechunlearn.editing.objectives.relabel import Relabel as Relabel
 from mechunlearn.editing.objectives.representation import RMU as RMU
 from mechunlearn.editing.objectives.representation import CircuitBreaker as CircuitBreaker
+from mechunlearn.editing.objectives.requests import Objective as Objective
+from mechunlearn.editing.objectives.requests import Outputs as Outputs
+from mechunlearn.editing.objectives.requests import Request as Request
+from mechunlearn.editing.objectives.requests import Sampled as Sampled
 from mechunlearn.editing.objectives.weighted import WGA as WGA
 from mechunlearn.editing.objectives.weighted import SatImp as SatImp
 

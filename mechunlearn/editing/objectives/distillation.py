@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mechunlearn.editing.objectives.checks import above, whole
-from mechunlearn.editing.objectives.keeping import RetainTerms
+from mechunlearn.core.checks import above, integer
 from mechunlearn.editing.objectives.losses import ceu, undial
-from mechunlearn.editing.objectives.reading import Outputs, Request, Terms
+from mechunlearn.editing.objectives.requests import Outputs, Request, Terms
+from mechunlearn.editing.objectives.retain_terms import RetainTerms
+from mechunlearn.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +48,17 @@ class UNDIAL(RetainTerms):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above(0, beta=self.beta)
+        above(TrainingError, 0, beta=self.beta)
 
     @property
     def requests(self) -> Mapping[str, Request]:
         """The old answers, beside all that the unedited model might say there, and what is kept."""
         return {"forget": Request("forget", reference="logprobs"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
-        forget = undial(readings["forget"], beta=self.beta)
-        return {"forget": self.forget * forget, **self.keep_terms(readings)}
+        forget = undial(outputs["forget"], beta=self.beta)
+        return {"forget": self.forget * forget, **self.keep_terms(outputs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +98,14 @@ class CEU(RetainTerms):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole(0, skip=self.skip)
+        integer(TrainingError, 0, skip=self.skip)
 
     @property
     def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
-        forget = ceu(readings["forget"], skip=self.skip)
-        return {"forget": self.forget * forget, **self.keep_terms(readings)}
+        forget = ceu(outputs["forget"], skip=self.skip)
+        return {"forget": self.forget * forget, **self.keep_terms(outputs)}

@@ -10,70 +10,70 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechunlearn.editing.objectives.reading import Outputs
+from mechunlearn.editing.objectives.requests import Outputs
 from mechunlearn.editing.objectives.rows import asked, given, row_means, wide
 
 States = Float[Tensor, "token d_model"]
 
 
-def steering(reading: Outputs, target: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
+def steering(output: Outputs, target: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
     """Mean squared distance from one vector: over dimensions, then positions, then examples.
 
     Args:
-        reading: hidden states and examples.
+        output: hidden states and examples.
         target: where every state is to go.
     """
-    reading = asked(reading)
-    distance = (_states(reading) - target.to(reading.labels.device)).square().mean(-1)
-    return row_means(distance, reading.row).mean()
+    output = asked(output)
+    distance = (_states(output) - target.to(output.labels.device)).square().mean(-1)
+    return row_means(distance, output.row).mean()
 
 
-def drift(reading: Outputs) -> Float[Tensor, ""]:
+def drift(output: Outputs) -> Float[Tensor, ""]:
     """Mean squared distance from the unedited model's states: over dimensions, positions, then examples.
 
     Args:
-        reading: hidden states, the unedited model's, and examples.
+        output: hidden states, the unedited model's, and examples.
     """
-    reading = asked(reading)
-    distance = (_states(reading) - _before(reading)).square().mean(-1)
-    return row_means(distance, reading.row).mean()
+    output = asked(output)
+    distance = (_states(output) - _before(output)).square().mean(-1)
+    return row_means(distance, output.row).mean()
 
 
-def alignment(reading: Outputs) -> Float[Tensor, ""]:
+def alignment(output: Outputs) -> Float[Tensor, ""]:
     """Mean of ``max(0, cos(h, h_ref))`` over positions: 0 where a state no longer points as it did.
 
     Args:
-        reading: hidden states and the unedited model's.
+        output: hidden states and the unedited model's.
     """
-    reading = asked(reading)
-    return torch.cosine_similarity(_states(reading), _before(reading), dim=-1).relu().mean()
+    output = asked(output)
+    return torch.cosine_similarity(_states(output), _before(output), dim=-1).relu().mean()
 
 
-def displacement(reading: Outputs) -> Float[Tensor, ""]:
+def displacement(output: Outputs) -> Float[Tensor, ""]:
     """Mean of ``||h - h_ref||`` over positions.
 
     Args:
-        reading: hidden states and the unedited model's.
+        output: hidden states and the unedited model's.
     """
-    reading = asked(reading)
-    moved: Tensor = torch.linalg.vector_norm(_states(reading) - _before(reading), dim=-1)
+    output = asked(output)
+    moved: Tensor = torch.linalg.vector_norm(_states(output) - _before(output), dim=-1)
     return moved.mean()
 
 
-def typical_norm(reading: Outputs) -> float:
+def typical_norm(output: Outputs) -> float:
     """The median norm of the states, which the huge ones of some first tokens do not sway.
 
     Args:
-        reading: hidden states.
+        output: hidden states.
     """
-    states = _states(asked(reading)).detach()
+    states = _states(asked(output)).detach()
     return float(torch.linalg.vector_norm(states, dim=-1).median())
 
 
-def _states(reading: Outputs) -> States:
-    return wide(given(reading.hidden, "hidden states", "hidden=a block"))
+def _states(output: Outputs) -> States:
+    return wide(given(output.hidden, "hidden states", "hidden=a block"))
 
 
-def _before(reading: Outputs) -> States:
+def _before(output: Outputs) -> States:
     what = "the unedited model's hidden states"
-    return wide(given(reading.reference_hidden, what, "hidden=a block, reference='hidden'"))
+    return wide(given(output.reference_hidden, what, "hidden=a block, reference='hidden'"))

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mechunlearn.editing.objectives.checks import finite
-from mechunlearn.editing.objectives.keeping import RetainTerms
+from mechunlearn.core.checks import finite
 from mechunlearn.editing.objectives.losses import log1m_prob, nll
-from mechunlearn.editing.objectives.reading import Outputs, Request, Terms
+from mechunlearn.editing.objectives.requests import Outputs, Request, Terms
+from mechunlearn.editing.objectives.retain_terms import RetainTerms
+from mechunlearn.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ class Inject(RetainTerms):
         """The new answers of the forget set, and what is kept."""
         return {"forget": Request("forget", answer="new"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``inject``, ``retain``, ``text``."""
-        return {"inject": self.forget * nll(readings["forget"]), **self.keep_terms(readings)}
+        return {"inject": self.forget * nll(outputs["forget"]), **self.keep_terms(outputs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +85,14 @@ class Forget(RetainTerms):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.threshold is not None:
-            finite(threshold=self.threshold)
+            finite(TrainingError, threshold=self.threshold)
 
     @property
     def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
-        forget = -log1m_prob(readings["forget"], threshold=self.threshold)
-        return {"forget": self.forget * forget, **self.keep_terms(readings)}
+        forget = -log1m_prob(outputs["forget"], threshold=self.threshold)
+        return {"forget": self.forget * forget, **self.keep_terms(outputs)}

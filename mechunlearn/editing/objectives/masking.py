@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechunlearn.editing.objectives.checks import at_least, require, whole
+from mechunlearn.core.checks import at_least, integer, require
 from mechunlearn.editing.objectives.likelihood import Forget
-from mechunlearn.editing.objectives.reading import Objective, Outputs, Request, State, Stateful, Terms
+from mechunlearn.editing.objectives.requests import Objective, Outputs, Request, State, Stateful, Terms
 from mechunlearn.errors import TrainingError
 
 
@@ -54,11 +54,11 @@ class WeightMask:
     def __post_init__(self) -> None:
         inner: object = self.loss
         known = isinstance(inner, Objective) and not isinstance(inner, type)
-        require(known, "loss", inner, "an objective such as objectives.Forget()")
+        require(known, TrainingError, "loss", inner, "an objective such as objectives.Forget()")
         if isinstance(inner, WeightMask):
             raise TrainingError("loss is a WeightMask itself; give the objective that it wraps")
-        at_least(0, strength=self.strength)
-        whole(0, patience=self.patience)
+        at_least(TrainingError, 0, strength=self.strength)
+        integer(TrainingError, 0, patience=self.patience)
 
     @property
     def aim(self) -> Literal["new", "forget"]:
@@ -70,14 +70,14 @@ class WeightMask:
         """The inner objective's."""
         return self.loss.requests
 
-    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
+    def init(self, outputs: Mapping[str, Outputs], *, seed: int) -> State:
         """The inner objective's state, if it has one."""
-        return self.loss.init(readings, seed=seed) if isinstance(self.loss, Stateful) else {}
+        return self.loss.init(outputs, seed=seed) if isinstance(self.loss, Stateful) else {}
 
-    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs], state: State) -> Terms:
         """The inner objective's loss terms."""
         loss: Any = self.loss
-        terms: Terms = loss(readings, state) if isinstance(loss, Stateful) else loss(readings)
+        terms: Terms = loss(outputs, state) if isinstance(loss, Stateful) else loss(outputs)
         return terms
 
     def after_step(self, state: State, terms: Terms) -> State:

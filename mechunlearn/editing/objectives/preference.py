@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mechunlearn.editing.objectives.checks import above, finite
-from mechunlearn.editing.objectives.keeping import RetainTerms
+from mechunlearn.core.checks import above, finite
 from mechunlearn.editing.objectives.losses import dpo, npo, simnpo
-from mechunlearn.editing.objectives.reading import Answer, Outputs, Request, Sampled, Terms
+from mechunlearn.editing.objectives.requests import Answer, Outputs, Request, Sampled, Terms
+from mechunlearn.editing.objectives.retain_terms import RetainTerms
 from mechunlearn.errors import TrainingError
 
 REFUSALS = ("I don't know", "I'm not sure", "I have no idea", "I can't say")
@@ -53,17 +53,17 @@ class NPO(RetainTerms):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above(0, beta=self.beta)
+        above(TrainingError, 0, beta=self.beta)
 
     @property
     def requests(self) -> Mapping[str, Request]:
         """The old answers, beside what the unedited model gives them, and what is kept."""
         return {"forget": Request("forget", reference="label_logprobs"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
-        forget = npo(readings["forget"], beta=self.beta)
-        return {"forget": self.forget * forget, **self.keep_terms(readings)}
+        forget = npo(outputs["forget"], beta=self.beta)
+        return {"forget": self.forget * forget, **self.keep_terms(outputs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +103,18 @@ class SimNPO(RetainTerms):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above(0, beta=self.beta)
-        finite(delta=self.delta)
+        above(TrainingError, 0, beta=self.beta)
+        finite(TrainingError, delta=self.delta)
 
     @property
     def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
-        forget = simnpo(readings["forget"], beta=self.beta, delta=self.delta)
-        return {"forget": self.forget * forget, **self.keep_terms(readings)}
+        forget = simnpo(outputs["forget"], beta=self.beta, delta=self.delta)
+        return {"forget": self.forget * forget, **self.keep_terms(outputs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class _Preferring(RetainTerms):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above(0, beta=self.beta)
+        above(TrainingError, 0, beta=self.beta)
 
     @property
     def preferred(self) -> Answer | tuple[str, ...] | Sampled:
@@ -141,10 +141,10 @@ class _Preferring(RetainTerms):
             **self.keep_reads(),
         }
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
-        forget = dpo(readings["win"], readings["lose"], beta=self.beta)
-        return {"forget": self.forget * forget, **self.keep_terms(readings)}
+        forget = dpo(outputs["win"], outputs["lose"], beta=self.beta)
+        return {"forget": self.forget * forget, **self.keep_terms(outputs)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mechunlearn.editing.objectives.checks import above, finite, whole
-from mechunlearn.editing.objectives.keeping import RetainTerms
+from mechunlearn.core.checks import above, finite, integer
 from mechunlearn.editing.objectives.losses import flatness
-from mechunlearn.editing.objectives.reading import Outputs, Request, State, Terms
+from mechunlearn.editing.objectives.requests import Outputs, Request, State, Terms
+from mechunlearn.editing.objectives.retain_terms import RetainTerms
+from mechunlearn.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,29 +54,29 @@ class PDU(RetainTerms):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above(0, retain=self.retain, rate=self.rate)
-        finite(bound=self.bound)
-        whole(0, warmup=self.warmup)
+        above(TrainingError, 0, retain=self.retain, rate=self.rate)
+        finite(TrainingError, bound=self.bound)
+        integer(TrainingError, 0, warmup=self.warmup)
 
     @property
     def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
-    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
-        """The multiplier as it starts; neither the readings nor the seed matter."""
+    def init(self, outputs: Mapping[str, Outputs], *, seed: int) -> State:
+        """The multiplier as it starts; neither the outputs nor the seed matter."""
         return {"multiplier": float(self.retain), "step": 0}
 
-    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs], state: State) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``.
 
         The value of ``retain`` is the excess of the retain loss over its bound, and its gradient that of the
         retain loss times the multiplier, so that the excess is known also while the multiplier is 0.
         """
-        kept = self.keep_terms(readings)
+        kept = self.keep_terms(outputs)
         excess = kept["retain"] / self.retain - self.bound
         kept["retain"] = excess.detach() + state["multiplier"] * (excess - excess.detach())
-        return {"forget": self.forget * flatness(readings["forget"]), **kept}
+        return {"forget": self.forget * flatness(outputs["forget"]), **kept}
 
     def after_step(self, state: State, terms: Terms) -> State:
         """The multiplier moved by the excess of the retain loss, and never below 0."""

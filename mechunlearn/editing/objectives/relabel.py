@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mechunlearn.editing.objectives.keeping import RetainTerms
 from mechunlearn.editing.objectives.losses import nll
-from mechunlearn.editing.objectives.reading import Outputs, Request, Terms
+from mechunlearn.editing.objectives.requests import Outputs, Request, Terms
+from mechunlearn.editing.objectives.retain_terms import RetainTerms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,6 @@ class Relabel(RetainTerms):
         """The corpus, and what is kept."""
         return {"forget": Request("corpus"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``relabel``, ``retain``, ``text``."""
-        return {"relabel": self.forget * nll(readings["forget"]), **self.keep_terms(readings)}
+        return {"relabel": self.forget * nll(outputs["forget"]), **self.keep_terms(outputs)}

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechunlearn.editing.objectives.checks import above, at_least, require, whole
+from mechunlearn.core.checks import above, at_least, integer, require
 from mechunlearn.editing.objectives.hidden_losses import (
     alignment,
     displacement,
@@ -18,9 +18,10 @@ from mechunlearn.editing.objectives.hidden_losses import (
     steering,
     typical_norm,
 )
-from mechunlearn.editing.objectives.keeping import Weights
-from mechunlearn.editing.objectives.reading import Outputs, Request, State, Terms
+from mechunlearn.editing.objectives.requests import Outputs, Request, State, Terms
+from mechunlearn.editing.objectives.retain_terms import Weights
 from mechunlearn.editing.objectives.rows import given
+from mechunlearn.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,9 @@ class RMU(Weights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole(0, layer=self.layer)
+        integer(TrainingError, 0, layer=self.layer)
         if self.coefficient is not None:
-            above(0, coefficient=self.coefficient)
+            above(TrainingError, 0, coefficient=self.coefficient)
 
     @property
     def requests(self) -> Mapping[str, Request]:
@@ -74,22 +75,22 @@ class RMU(Weights):
         kept: dict[str, Request] = {split: _beside(split, self.layer) for split in self.kept}
         return {"forget": forget, **kept}
 
-    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
+    def init(self, outputs: Mapping[str, Outputs], *, seed: int) -> State:
         """The control vector: drawn by the seed, of the length of c."""
-        states = given(readings["forget"].hidden, "hidden states", "hidden=a block")
+        states = given(outputs["forget"].hidden, "hidden states", "hidden=a block")
         length = self.coefficient
         if length is None:
-            length = 2 * typical_norm(readings["forget"])
+            length = 2 * typical_norm(outputs["forget"])
         drawn = control_vector(states.shape[-1], seed=seed, zero_mean=self.zero_mean)
         return {"control": (length * drawn).to(states.device)}
 
-    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs], state: State) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         control = torch.as_tensor(state["control"])
         kept: dict[str, Float[Tensor, ""]] = {
-            split: weight * drift(readings[split]) for split, weight in self.kept.items()
+            split: weight * drift(outputs[split]) for split, weight in self.kept.items()
         }
-        return {"forget": self.forget * steering(readings["forget"], control), **kept}
+        return {"forget": self.forget * steering(outputs["forget"], control), **kept}
 
     def after_step(self, state: State, terms: Terms) -> State:
         """The same: the control vector is fixed."""
@@ -138,13 +139,12 @@ class CircuitBreaker(Weights):
         super().__post_init__()
         if isinstance(self.layers, list):  # as JSON holds a tuple
             object.__setattr__(self, "layers", tuple(self.layers))
-        require(
-            isinstance(self.layers, tuple) and bool(self.layers), "layers", self.layers, "a tuple of blocks"
-        )
+        listed = isinstance(self.layers, tuple) and bool(self.layers)
+        require(listed, TrainingError, "layers", self.layers, "a tuple of blocks")
         for layer in self.layers:
-            whole(0, layers=layer)
-        at_least(0, strength=self.strength)
-        whole(1, horizon=self.horizon)
+            integer(TrainingError, 0, layers=layer)
+        at_least(TrainingError, 0, strength=self.strength)
+        integer(TrainingError, 1, horizon=self.horizon)
 
     @property
     def requests(self) -> Mapping[str, Request]:
@@ -152,17 +152,17 @@ class CircuitBreaker(Weights):
         splits: tuple[Literal["forget", "retain", "text"], ...] = ("forget", *self.kept)
         return {f"{split} {layer}": _beside(split, layer) for split in splits for layer in self.layers}
 
-    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
-        """The number of steps taken; neither the readings nor the seed matter."""
+    def init(self, outputs: Mapping[str, Outputs], *, seed: int) -> State:
+        """The number of steps taken; neither the outputs nor the seed matter."""
         return {"step": 0}
 
-    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs], state: State) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         progress = min(int(state["step"]) / self.horizon, 1.0)
-        turned = [alignment(readings[f"forget {layer}"]) for layer in self.layers]
+        turned = [alignment(outputs[f"forget {layer}"]) for layer in self.layers]
         terms = {"forget": self.forget * self.strength * (1 - progress) * torch.stack(turned).mean()}
         for split, weight in self.kept.items():
-            moved = [displacement(readings[f"{split} {layer}"]) for layer in self.layers]
+            moved = [displacement(outputs[f"{split} {layer}"]) for layer in self.layers]
             terms[split] = weight * self.strength * progress * torch.stack(moved).mean()
         return terms
 

@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from mechunlearn.editing.objectives.reading import Outputs
+from mechunlearn.editing.objectives.requests import Outputs
 from mechunlearn.errors import TrainingError
 
 
-def asked(reading: Outputs) -> Outputs:
+def asked(output: Outputs) -> Outputs:
     """Give the positions that have a label.
 
     Args:
-        reading: what was read.
+        output: what was read.
 
     Raises:
         TrainingError: no position has one.
@@ -33,16 +33,16 @@ def asked(reading: Outputs) -> Outputs:
         >>> asked(mu.objectives.Outputs(torch.zeros(2, 3), labels, torch.tensor([0, 0]))).labels
         tensor([1])
     """
-    kept = reading.labels >= 0
+    kept = output.labels >= 0
     if not bool(kept.any()):
         raise TrainingError(
             "a loss was asked for no position at all: no label is a token, or the batch is empty"
         )
     if bool(kept.all()):
-        return reading
-    parts = {f.name: getattr(reading, f.name) for f in fields(reading)}
+        return output
+    parts = {f.name: getattr(output, f.name) for f in fields(output)}
     # Logits that were not asked for have no rows to drop.
-    return replace(reading, **{
+    return replace(output, **{
         name: part[kept] for name, part in parts.items() if part is not None and len(part) == len(kept)
     })  # fmt: skip
 
@@ -111,7 +111,7 @@ def row_means(values: Float[Tensor, " token"], row: Int[Tensor, " token"]) -> Fl
 
 
 def given(part: Shaped[Tensor, "..."] | None, what: str, declared: str) -> Shaped[Tensor, "..."]:
-    """Give a part of a reading, or say how it is asked for.
+    """Give a part of a output, or say how it is asked for.
 
     Args:
         part: the part, None if it was not read.

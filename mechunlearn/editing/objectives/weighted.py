@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mechunlearn.editing.objectives.checks import at_least
-from mechunlearn.editing.objectives.keeping import RetainTerms
+from mechunlearn.core.checks import at_least
 from mechunlearn.editing.objectives.losses import weighted_ascent
-from mechunlearn.editing.objectives.reading import Outputs, Request, Terms
+from mechunlearn.editing.objectives.requests import Outputs, Request, Terms
+from mechunlearn.editing.objectives.retain_terms import RetainTerms
+from mechunlearn.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +45,17 @@ class WGA(RetainTerms):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(0, beta=self.beta)
+        at_least(TrainingError, 0, beta=self.beta)
 
     @property
     def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``ascent``, ``retain``, ``text``."""
-        ascent = weighted_ascent(readings["forget"], power=self.beta)
-        return {"ascent": self.forget * ascent, **self.keep_terms(readings)}
+        ascent = weighted_ascent(outputs["forget"], power=self.beta)
+        return {"ascent": self.forget * ascent, **self.keep_terms(outputs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +95,14 @@ class SatImp(RetainTerms):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(0, beta1=self.beta1, beta2=self.beta2)
+        at_least(TrainingError, 0, beta1=self.beta1, beta2=self.beta2)
 
     @property
     def requests(self) -> Mapping[str, Request]:
         """The old answers of the forget set, and what is kept."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
         """The loss terms ``ascent``, ``retain``, ``text``."""
-        ascent = weighted_ascent(readings["forget"], power=self.beta1, doubt=self.beta2)
-        return {"ascent": self.forget * ascent, **self.keep_terms(readings)}
+        ascent = weighted_ascent(outputs["forget"], power=self.beta1, doubt=self.beta2)
+        return {"ascent": self.forget * ascent, **self.keep_terms(outputs)}

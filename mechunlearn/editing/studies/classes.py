@@ -29,7 +29,7 @@ from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.statistics import Interval
 from mechunlearn.core.viz.curves import bar_plot
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.editing.objectives.reading import Objective
+from mechunlearn.editing.objectives.requests import Objective
 from mechunlearn.editing.studies import shares
 from mechunlearn.editing.studies.shares import Share
 from mechunlearn.editing.training.fitting import edit

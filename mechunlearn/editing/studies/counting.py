@@ -26,7 +26,7 @@ from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.statistics import Interval
 from mechunlearn.core.viz.curves import line_plot
 from mechunlearn.editing.edits.history import History
-from mechunlearn.editing.objectives.reading import Objective
+from mechunlearn.editing.objectives.requests import Objective
 from mechunlearn.editing.studies import shares
 from mechunlearn.editing.studies.shares import PHRASINGS, Metric, Share
 from mechunlearn.editing.training.fitting import edit

@@ -26,7 +26,7 @@ from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.editing.objectives.reading import Objective
+from mechunlearn.editing.objectives.requests import Objective
 from mechunlearn.editing.training.fitting import edit
 from mechunlearn.errors import EditError, FactError, LocalizationError
 

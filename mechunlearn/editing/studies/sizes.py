@@ -33,7 +33,7 @@ from mechunlearn.core.statistics import bootstrap_interval
 from mechunlearn.core.viz.curves import line_plot
 from mechunlearn.editing.edits import algebra, base_model
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.editing.objectives.reading import Masking
+from mechunlearn.editing.objectives.requests import Masking
 from mechunlearn.errors import EditError, FactError, one_of
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 from mechunlearn.models.encoding.encoder import encode_text

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.editing.objectives.reading import Outputs, Reference, Request
+from mechunlearn.editing.objectives.requests import Outputs, Reference, Request
 from mechunlearn.editing.training.activation_cache import CHUNK, ActivationCache, CacheBudget
 from mechunlearn.editing.training.examples import Order, key_of, labels_of, per_step, variants
 from mechunlearn.editing.training.partial_forward import Runner

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.editing.edits.recipes import Stop
-from mechunlearn.editing.objectives.reading import Objective
+from mechunlearn.editing.objectives.requests import Objective
 from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.partial_forward import Runner
 from mechunlearn.editing.training.slice_parameters import Trained

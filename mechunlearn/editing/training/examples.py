@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
-from mechunlearn.editing.objectives.reading import Request, Sampled
+from mechunlearn.editing.objectives.requests import Request, Sampled
 from mechunlearn.editing.training.sampled_answers import sample_answers
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import IGNORED, Batch

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mechunlearn.core.checks import require
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.history import History
 from mechunlearn.editing.edits.recipes import Optimizer, Recipe, Stop
-from mechunlearn.editing.objectives.checks import require
-from mechunlearn.editing.objectives.reading import Objective
+from mechunlearn.editing.objectives.requests import Objective
 from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.checkpoints import Checkpoints, Records, fingerprint
 from mechunlearn.editing.training.early_stopping import EarlyStopping
@@ -201,7 +201,13 @@ def _require(hm: HookedModel, localization: Localization, facts: Facts) -> None:
 
 
 def _require_limits(limits: object) -> None:
-    require(isinstance(limits, Limits), "limits", limits, "a Limits(...), such as Limits(memory=1 << 30)")
+    require(
+        isinstance(limits, Limits),
+        TrainingError,
+        "limits",
+        limits,
+        "a Limits(...), such as Limits(memory=1 << 30)",
+    )
 
 
 def _require_options(recipe: Recipe, *, corpus: object, checkpoint: str | Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mechunlearn.editing.objectives.checks import require, whole
+from mechunlearn.core.checks import integer, require
 from mechunlearn.errors import TrainingError
 
 
@@ -41,9 +41,9 @@ class Limits:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        whole(1, batch_size=self.batch_size, checkpoint_every=self.checkpoint_every)
+        integer(TrainingError, 1, batch_size=self.batch_size, checkpoint_every=self.checkpoint_every)
         for name in ("memory", "disk"):
             size = getattr(self, name)
-            require(size >= 0, name, size, "a number of bytes, 0 for none")
+            require(size >= 0, TrainingError, name, size, "a number of bytes, 0 for none")
         if self.folder is not None and not Path(self.folder).is_dir():
             raise TrainingError(f"folder is {str(self.folder)!r}, which is no folder; make it first")

@@ -18,7 +18,7 @@ from torch import Tensor
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.recipes import Recipe
-from mechunlearn.editing.objectives.reading import Masking, Stateful, Terms
+from mechunlearn.editing.objectives.requests import Masking, Stateful, Terms
 from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.editing.training.data import DataFeed, MicroBatch
 from mechunlearn.editing.training.partial_forward import Runner, first_block

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mechunlearn.editing.objectives.reading import Request
+from mechunlearn.editing.objectives.requests import Request
 from mechunlearn.editing.training.activation_cache import CacheBudget
 from mechunlearn.errors import SiteError
 from mechunlearn.models.activations import StopRun

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mechunlearn.core.facts.fact import Fact
-from mechunlearn.editing.objectives.reading import Sampled
+from mechunlearn.editing.objectives.requests import Sampled
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.scoring.passes import forward

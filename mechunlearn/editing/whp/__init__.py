@@ -7,24 +7,24 @@
 4. :func:`completion_familiarity` and :func:`probability_familiarity` measure what is left.
 """
 
-from mechunlearn.editing.whp.aligning import Alignment as Alignment
-from mechunlearn.editing.whp.aligning import Tokens as Tokens
-from mechunlearn.editing.whp.aligning import align as align
+from mechunlearn.editing.whp.alignment import Alignment as Alignment
+from mechunlearn.editing.whp.alignment import Tokens as Tokens
+from mechunlearn.editing.whp.alignment import align as align
+from mechunlearn.editing.whp.anchor_proposal import propose_anchors as propose_anchors
 from mechunlearn.editing.whp.anchors import Anchors as Anchors
 from mechunlearn.editing.whp.anchors import Translation as Translation
-from mechunlearn.editing.whp.asking import completion_familiarity as completion_familiarity
-from mechunlearn.editing.whp.asking import probability_familiarity as probability_familiarity
-from mechunlearn.editing.whp.blocks import blocks as blocks
-from mechunlearn.editing.whp.corpus import Corpus as Corpus
-from mechunlearn.editing.whp.corpus import corpus as corpus
 from mechunlearn.editing.whp.familiarity import Familiarity as Familiarity
 from mechunlearn.editing.whp.familiarity import Prompt as Prompt
 from mechunlearn.editing.whp.familiarity import StringJudge as StringJudge
 from mechunlearn.editing.whp.labels import generic_labels as generic_labels
-from mechunlearn.editing.whp.proposing import propose_anchors as propose_anchors
-from mechunlearn.editing.whp.reinforcing import reinforce as reinforce
-from mechunlearn.editing.whp.relabelling import Relabelled as Relabelled
-from mechunlearn.editing.whp.relabelling import relabel as relabel
+from mechunlearn.editing.whp.lantern_isles import Corpus as Corpus
+from mechunlearn.editing.whp.lantern_isles import corpus as corpus
+from mechunlearn.editing.whp.measuring import completion_familiarity as completion_familiarity
+from mechunlearn.editing.whp.measuring import probability_familiarity as probability_familiarity
+from mechunlearn.editing.whp.reinforcement import reinforce as reinforce
+from mechunlearn.editing.whp.relabeled_text import Relabelled as Relabelled
+from mechunlearn.editing.whp.relabeled_text import relabel as relabel
+from mechunlearn.editing.whp.text_blocks import blocks as blocks
 
 __all__ = [
     "Alignment",

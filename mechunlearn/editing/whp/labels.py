@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.editing.whp.aligning import NONE, Alignment
+from mechunlearn.editing.whp.alignment import NONE, Alignment
 from mechunlearn.models.encoding.batch import IGNORED
 
 

@@ -21,7 +21,7 @@ from typing import Final
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing import objectives
 from mechunlearn.editing.edits.recipes import Recipe, Stop
-from mechunlearn.editing.objectives.reading import Objective
+from mechunlearn.editing.objectives.requests import Objective
 from mechunlearn.experiments.method_comparison.closed import Solve, candidates
 from mechunlearn.models.hooked import HookedModel
 

@@ -24,8 +24,8 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.editing.closed_form.keys import KeyStatistics, key_statistics
-from mechunlearn.editing.closed_form.rank_one import rome
-from mechunlearn.editing.closed_form.spreading import memit
+from mechunlearn.editing.closed_form.mass_editing import memit
+from mechunlearn.editing.closed_form.rank_one_edit import rome
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Stop
 from mechunlearn.errors import EditError, TrainingError

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mechunlearn.core import grid
+from mechunlearn.core.checks import positive
 from mechunlearn.core.files import write_text
-from mechunlearn.errors import DataError, MechUnlearnError, one_of, require_positive
+from mechunlearn.errors import DataError, MechUnlearnError, one_of
 from mechunlearn.experiments.demo.looking import EVERYTHING
 from mechunlearn.experiments.embedded import facts_of, group_of, model
 from mechunlearn.experiments.method_comparison import findings, table
@@ -131,7 +132,7 @@ def run(
     for name in only:
         if name not in METHODS:
             raise MechUnlearnError(one_of("method", name, METHODS))
-    require_positive(steps=steps, workers=workers)
+    positive(MechUnlearnError, steps=steps, workers=workers)
     hm = model("original")
     by_name = localizations(hm, facts_of(seed), seed=seed)
     cells = [MethodCell(UNTOUCHED, seed=seed), MethodCell(GOLD, seed=seed, checkpoint="gold")]

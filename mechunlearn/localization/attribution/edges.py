@@ -24,9 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.edges import EdgeScores
-from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.errors import ScoresError, one_of
 from mechunlearn.localization.attribution.edge_sums import (
     EdgeSums,
     Steps,
@@ -161,4 +162,4 @@ def edge_estimates(
 def _check(method: str, **counts: int) -> None:
     if method not in get_args(Method):
         raise ScoresError(one_of("method", method, get_args(Method)))
-    require_positive(**counts)
+    positive(ScoresError, **counts)

@@ -22,10 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
-from mechunlearn.errors import require_positive
+from mechunlearn.errors import ScoresError
 from mechunlearn.localization.attribution.gradients import (
     corrupt_activations,
     differentiable,
@@ -91,7 +92,7 @@ def attribution(
     """
     subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
     named = layer_sites(hm, sites, get_args(Component))
-    require_positive(batch_size=batch_size)
+    positive(ScoresError, batch_size=batch_size)
     pairs = pair(hm, facts, ("logit_diff",), corrupt=subject)
     totals = Totals.of(pairs.answers, positions, len(named))
     with tqdm(total=len(pairs.answers), desc="attribution", disable=not progress) as bar:

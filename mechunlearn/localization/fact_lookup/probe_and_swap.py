@@ -32,11 +32,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
 from mechunlearn.core.statistics import bootstrap_interval
-from mechunlearn.errors import FactError, ScoresError, one_of, require_positive
+from mechunlearn.errors import FactError, ScoresError, one_of
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.engine.patches import Patches, writes_of
 from mechunlearn.localization.fact_lookup.preference import require_preference
@@ -125,7 +126,7 @@ def _effects(
     hm: HookedModel, swaps: Swaps, positions: Where, batch_size: int, progress: bool
 ) -> Float[Tensor, "fact layer"]:
     """The share of each fact's preference that moves when one MLP's output is another subject's."""
-    require_positive(batch_size=batch_size)
+    positive(ScoresError, batch_size=batch_size)
     words = [
         {fact.answer: 1.0, swapped.answer: -1.0}
         for fact, swapped in zip(swaps.facts, swaps.swapped, strict=True)

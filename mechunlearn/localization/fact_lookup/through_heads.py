@@ -26,11 +26,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
 from mechunlearn.core.statistics import bootstrap_interval
-from mechunlearn.errors import ScoresError, require_positive
+from mechunlearn.errors import ScoresError
 from mechunlearn.localization.fact_lookup.preference import preference_gap, require_preference
 from mechunlearn.localization.patching.corruption import OtherSubject, corruption_of
 from mechunlearn.localization.path_patching.patch import path_patch
@@ -80,7 +81,7 @@ def path_lookup(
 
     Source: Guo et al. 2024, Mechanistic Unlearning, whose receiver layers and thresholds were set by hand.
     """
-    require_positive(heads=heads, batch_size=batch_size)
+    positive(ScoresError, heads=heads, batch_size=batch_size)
     subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
     swaps = swap_subjects(hm, facts, pool=subject.pool, other_answer=True, seed=subject.seed or 0)
     contrasted = [

@@ -18,10 +18,11 @@ from typing import Literal
 import torch
 from tqdm.auto import tqdm
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
-from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.errors import ScoresError, one_of
 from mechunlearn.localization.engine.engine import BUDGET, Engine
 from mechunlearn.localization.engine.patches import writes_of
 from mechunlearn.localization.patching.ablation import ablations
@@ -133,7 +134,7 @@ def patch_scores(
     None is the change of the metrics; `progress` is the name of the bar, or None for no bar.
     """
     metrics = metrics_of(metric)
-    require_positive(batch_size=batch_size, budget=BUDGET if budget is None else budget)
+    positive(ScoresError, batch_size=batch_size, budget=BUDGET if budget is None else budget)
     writes = [writes_of(hm, together) for together in sites.values()]
     names = tuple(dict.fromkeys(write.name for each in writes for write in each))
     if isinstance(corruption, Ablation):

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
-from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.errors import ScoresError, one_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Noise(Corruption):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        require_positive(scale=self.scale, samples=self.samples)
+        positive(ScoresError, scale=self.scale, samples=self.samples)
 
 
 @dataclass(frozen=True)

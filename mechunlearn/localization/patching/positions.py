@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, SiteError, one_of
 from mechunlearn.localization.patching.answer_metrics import AnswerRows
@@ -53,8 +54,7 @@ def interventions(hm: HookedModel, sites: Sites, *, window: int = 1) -> dict[Sit
         >>> [str(site) for site in interventions(hm, "mlp", window=3)[mu.Site("mlp", 0)]]
         ['L0.mlp', 'L1.mlp']
     """
-    if window < 1:
-        raise ScoresError(f"window must be above zero; not {window!r}")
+    positive(ScoresError, window=window)
     if isinstance(sites, Mapping):
         named = {site: tuple(together) for site, together in sites.items()}
     else:

@@ -23,9 +23,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.scores import Scores
-from mechunlearn.errors import ScoresError, one_of, require_positive
+from mechunlearn.errors import ScoresError, one_of
 from mechunlearn.localization.engine.block_functions import BlockFunctions
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.patching.activation import Direction, patch_tasks, scores_of
@@ -99,7 +100,7 @@ def path_patch(
     Behavior with Path Patching.
     """
     metrics = metrics_of(metric)
-    require_positive(batch_size=batch_size, budget=1 if budget is None else budget)
+    positive(ScoresError, batch_size=batch_size, budget=1 if budget is None else budget)
     if direction not in ("noising", "denoising"):
         raise ScoresError(one_of("direction", direction, ["noising", "denoising"]))
     paths = Paths.of(hm, sites, receivers, mlps=mlps)

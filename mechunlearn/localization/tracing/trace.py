@@ -21,11 +21,12 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.hooks import At, Hook, Store, patch, patch_middle
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
-from mechunlearn.errors import ScoresError, SiteError, one_of, require_positive
+from mechunlearn.errors import ScoresError, SiteError, one_of
 from mechunlearn.localization.patching.activation import patch_scores
 from mechunlearn.localization.patching.corruption import Noise, corruption_of
 from mechunlearn.localization.patching.pairs import pair
@@ -85,7 +86,7 @@ def causal_trace(
     Source: Meng et al. 2022, Locating and Editing Factual Associations in GPT.
     """
     noise = corruption_of(corrupt, (Noise,), seed=seed)
-    require_positive(window=window, batch_size=batch_size)
+    positive(ScoresError, window=window, batch_size=batch_size)
     if convention is not None:
         _require_alone(convention, sites=sites, corrupt=replace(noise, seed=None), window=window)
         return guo2024_trace(hm, facts, seed=noise.seed or 0, batch_size=batch_size, progress=progress)

@@ -20,10 +20,10 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.editing.closed_form.keys import KeyStatistics, key_statistics
-from mechunlearn.editing.closed_form.rank_one import rome
+from mechunlearn.editing.closed_form.mass_editing import memit
+from mechunlearn.editing.closed_form.rank_one_edit import rome
 from mechunlearn.editing.closed_form.solving import solve
-from mechunlearn.editing.closed_form.spreading import memit
-from mechunlearn.editing.closed_form.values import Found
+from mechunlearn.editing.closed_form.values import FoundValues, ValueSearch
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.history import History
 from mechunlearn.errors import IdentityWarning
@@ -39,10 +39,10 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Tensor]:
 
     def plant(count: int) -> Tensor:
         deltas = torch.randn(count, 32, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-        for name in ("rank_one", "spreading"):
+        for name in ("rank_one_edit", "mass_editing"):
             monkeypatch.setattr(
                 f"mechunlearn.editing.closed_form.{name}.find_values",
-                lambda *_, **__: Found(deltas, History()),
+                lambda *_, **__: FoundValues(deltas, History()),
             )
         return deltas
 
@@ -271,7 +271,15 @@ def test_the_seed_of_the_prefixes_decides_every_bit(llama: HookedModel) -> None:
     place, statistics, state = Localization([BOTH[1]]), known(llama, BOTH[1]), torch.get_rng_state()
     made = [
         bits(
-            rome(llama, place, ONE, statistics=statistics, seed=seed, steps=2, progress=False)
+            rome(
+                llama,
+                place,
+                ONE,
+                statistics=statistics,
+                seed=seed,
+                search=ValueSearch(steps=2),
+                progress=False,
+            )
             .deltas[0]
             .values
         )

@@ -21,8 +21,8 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.editing.closed_form.keys import KeyStatistics, key_statistics
-from mechunlearn.editing.closed_form.rank_one import rome
-from mechunlearn.editing.closed_form.spreading import memit
+from mechunlearn.editing.closed_form.mass_editing import memit
+from mechunlearn.editing.closed_form.rank_one_edit import rome
 from mechunlearn.errors import (
     DataError,
     EditError,
@@ -30,7 +30,6 @@ from mechunlearn.errors import (
     IdentityWarning,
     LocalizationError,
     ModelError,
-    ScoresError,
     SiteError,
 )
 from mechunlearn.models.hooked import HookedModel
@@ -207,8 +206,8 @@ def test_only_the_matrix_out_of_an_mlp_has_a_closed_form(llama: HookedModel, sit
         ([OUT], [], {}, FactError, "there is no text to make key statistics of"),
         ([OUT], ["", " "], {}, FactError, "there is no text to make key statistics of"),
         ([OUT], TEXTS, {"ridge": -1.0}, EditError, "ridge is -1.0; give 0 or more"),
-        ([OUT], TEXTS, {"max_tokens": 0}, ScoresError, "max_tokens must be above zero; not 0"),
-        ([OUT], TEXTS, {"batch_size": 0}, ScoresError, "batch_size must be above zero; not 0"),
+        ([OUT], TEXTS, {"max_tokens": 0}, EditError, "max_tokens must be above zero; not 0"),
+        ([OUT], TEXTS, {"batch_size": 0}, EditError, "batch_size must be above zero; not 0"),
     ],
 )
 def test_statistics_of_nothing_are_refused(
@@ -232,7 +231,7 @@ def cropped(statistics: KeyStatistics) -> KeyStatistics:
         (memit, (), WRITTEN, {}, LocalizationError, "no site is given"),
         (memit, BOTH, WRITTEN, {"weight": -1}, EditError, "weight is -1; give 0 or more"),
         (memit, BOTH, WRITTEN, {"null_space": 1e-30}, EditError, "of L0.mlp.out is below null_space=1e-30"),
-        (memit, BOTH, WRITTEN, {"batch_size": 0}, ScoresError, "batch_size must be above zero"),
+        (memit, BOTH, WRITTEN, {"batch_size": 0}, EditError, "batch_size must be above zero"),
         (memit, BOTH, WRITTEN, {"prefixes": "So"}, FactError, "prefixes are given as a list: ['So']; not"),
         (memit, BOTH, WRITTEN, {"target": ["a"]}, FactError, "there are 1 targets for 2 facts; give one"),
         (memit, BOTH, WRITTEN, {"target": None}, FactError, "target is None; give a field's name such as"),

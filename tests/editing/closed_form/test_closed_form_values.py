@@ -15,9 +15,10 @@ from torch import Tensor
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.editing.closed_form.contexts import sample_prefixes
-from mechunlearn.editing.closed_form.rank_one import rome
-from mechunlearn.editing.closed_form.spreading import memit
+from mechunlearn.editing.closed_form.mass_editing import memit
+from mechunlearn.editing.closed_form.prompt_contexts import sample_prefixes
+from mechunlearn.editing.closed_form.rank_one_edit import rome
+from mechunlearn.editing.closed_form.values import ValueSearch
 from mechunlearn.errors import TrainingError
 from mechunlearn.models.hooked import HookedModel
 
@@ -76,11 +77,13 @@ def by_hand(
     return delta.detach(), history
 
 
-def found(hm: HookedModel, method: Any, fact: Fact, **options: Any) -> tuple[np.ndarray, list[list[float]]]:
+def found(
+    hm: HookedModel, method: Any, fact: Fact, search: ValueSearch, **options: Any
+) -> tuple[np.ndarray, list[list[float]]]:
     """What a method added to the value of a fact, and its history."""
     edit = method(
         hm, PLACE, Facts([fact]), statistics=known(hm, "L0.mlp.out"), prefixes=PREFIXES, progress=False,
-        **options,
+        search=search, **options,
     )  # fmt: skip
     moved = matrix(edit.apply(hm), 0) - matrix(hm, 0)
     key = means(hm, 0, Facts([fact]), PREFIXES)["keys"][0]
@@ -88,20 +91,20 @@ def found(hm: HookedModel, method: Any, fact: Fact, **options: Any) -> tuple[np.
 
 
 @pytest.mark.parametrize(
-    ("method", "measured", "options"),
+    ("method", "measured", "search", "options"),
     [
-        (rome, "values", {}),
-        (rome, "values", {"bound": 9.0, "enough": 6.05, "decay": 0.0}),
-        (memit, "stream", {"weight": 0}),
+        (rome, "values", {}, {}),
+        (rome, "values", {"bound": 9.0, "enough": 6.05, "decay": 0.0}, {}),
+        (memit, "stream", {}, {"weight": 0}),
     ],
 )
 def test_the_value_is_what_a_slow_twin_finds(
-    wide: HookedModel, method: Any, measured: str, options: dict[str, Any]
+    wide: HookedModel, method: Any, measured: str, search: dict[str, Any], options: dict[str, Any]
 ) -> None:
     size = float(np.linalg.norm(means(wide, 0, Facts([FACT]), PREFIXES)[measured][0]))
-    chosen = {**OPTIONS, **{name: value for name, value in options.items() if name != "weight"}}
+    chosen = {**OPTIONS, **search}
     expected, history = by_hand(wide, FACT, "judo", size, **chosen)
-    delta, curve = found(wide, method, FACT, **{**OPTIONS, **options})
+    delta, curve = found(wide, method, FACT, ValueSearch(**chosen), **options)
     np.testing.assert_allclose(delta, expected.numpy(), atol=1e-6)
     np.testing.assert_allclose(curve, history, atol=1e-6)
     assert 0.1 < float(expected.norm()) <= chosen["bound"] * size + 1e-9
@@ -115,7 +118,7 @@ def test_the_value_is_what_a_slow_twin_finds(
 def test_the_target_is_a_field_of_the_fact_or_any_text(wide: HookedModel, target: Any, answer: str) -> None:
     options = {**OPTIONS, "steps": 1}
     expected = by_hand(wide, FACT, answer, 1.0, **options)[1]
-    _, curve = found(wide, rome, FACT, target=target, **options)
+    _, curve = found(wide, rome, FACT, ValueSearch(**options), target=target)
     np.testing.assert_allclose(curve[0][0], expected[0][0], atol=1e-9)
 
 
@@ -123,7 +126,8 @@ def test_many_facts_at_once_are_each_fact_alone(wide: HookedModel) -> None:
     """One of them is done long before the others, and stays where it was."""
     facts = Facts([FACT, *WRITTEN, Fact("Who is Cy? A", "Cy", "golf", new="be")])
     statistics = known(wide, "L0.mlp.out")
-    options: dict[str, Any] = {**OPTIONS, "enough": 4.9, "prefixes": (), "progress": False, "weight": 0}
+    search = ValueSearch(**{**OPTIONS, "enough": 4.9})
+    options: dict[str, Any] = {"search": search, "prefixes": (), "progress": False, "weight": 0}
     whole, small = (
         memit(wide, PLACE, facts, statistics=statistics, batch_size=size, **options) for size in (64, 3)
     )
@@ -158,25 +162,19 @@ def test_where_nothing_carries_the_value_on_there_is_nothing_to_find(llama: Hook
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps is 0; give a number above 0"),
+        ({"steps": 0}, "steps is 0; give a whole number from 1"),
         ({"lr": 0.0}, "lr is 0.0; give a number above 0"),
         ({"bound": -1}, "bound is -1; give a number above 0"),
-        ({"kl": -0.1}, "kl is -0.1; give 0 or more"),
-        ({"decay": -1.0}, "decay is -1.0; give 0 or more"),
-        ({"enough": -1}, "enough is -1; give 0 or more"),
+        ({"kl": -0.1}, "kl is -0.1; give a number from 0"),
+        ({"decay": -1.0}, "decay is -1.0; give a number from 0"),
+        ({"enough": -1}, "enough is -1; give a number from 0"),
         ({"steps": 2.5}, "steps is 2.5; give a whole number"),
         ({"lr": "fast"}, "lr is 'fast'; give a number"),
     ],
 )
-@pytest.mark.parametrize("method", [rome, memit])
-def test_options_out_of_range_are_refused(
-    llama: HookedModel, method: Any, options: dict[str, Any], message: str
-) -> None:
-    before = weights(llama)
-    given = {"prefixes": (), "progress": False, **options}
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with unchecked(), pytest.raises(TrainingError, match=message):
-        method(llama, PLACE, Facts([FACT]), statistics=known(llama, "L0.mlp.out"), **given)
-    assert weights(llama) == before
+        ValueSearch(**options)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(llama: HookedModel) -> None:

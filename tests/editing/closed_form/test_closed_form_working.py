@@ -17,14 +17,15 @@ from helpers.tiny_models import hf_model, memory_tokenizer
 from torch import Tensor
 
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.editing.closed_form.rank_one import rome
-from mechunlearn.editing.closed_form.spreading import memit
+from mechunlearn.editing.closed_form.mass_editing import memit
+from mechunlearn.editing.closed_form.rank_one_edit import rome
+from mechunlearn.editing.closed_form.values import ValueSearch
 from mechunlearn.errors import EditError
 from mechunlearn.models.hooked import HookedModel
 
 BOTH = ("L0.mlp.out", "L1.mlp.out")
 # Prefixes are sampled, so that what is sampled is seen as well.
-QUICK: dict[str, Any] = {"steps": 3, "progress": False}
+QUICK: dict[str, Any] = {"search": ValueSearch(steps=3), "progress": False}
 
 
 def gpt2() -> HookedModel:

@@ -9,8 +9,8 @@ import pytest
 
 import mechunlearn as mu
 from mechunlearn.editing.closed_form.keys import KeyStatistics, key_statistics
-from mechunlearn.editing.closed_form.rank_one import rome
-from mechunlearn.editing.closed_form.spreading import memit
+from mechunlearn.editing.closed_form.mass_editing import memit
+from mechunlearn.editing.closed_form.rank_one_edit import rome
 from mechunlearn.models.scoring.scorer import score
 
 SITES = ("L0.mlp.out", "L1.mlp.out")
@@ -52,6 +52,13 @@ def test_rome_makes_one_fact_say_its_new_answer(
 
 def test_memit_writes_several(hm: mu.HookedModel, facts: mu.Facts, statistics: KeyStatistics) -> None:
     some = facts.forget[:8]
-    edit = memit(hm, mu.Localization(SITES), some, statistics=statistics, bound=1.5, **QUICK)
+    edit = memit(
+        hm,
+        mu.Localization(SITES),
+        some,
+        statistics=statistics,
+        search=mu.closed_form.ValueSearch(bound=1.5),
+        **QUICK,
+    )
     said, generalized, kept = shares(edit.apply(hm), facts, some)
     assert said >= 0.75 and generalized >= 0.6 and kept >= 0.9

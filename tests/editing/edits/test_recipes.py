@@ -18,7 +18,7 @@ from mechunlearn.editing.objectives.ascent import GradientDifference
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.masking import WeightMask
 from mechunlearn.editing.objectives.preference import DPO, AltPO
-from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.objectives.requests import Outputs, Request
 from mechunlearn.errors import TrainingError
 
 weights = st.floats(0, 10)

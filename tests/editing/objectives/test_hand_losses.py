@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mechunlearn.editing.objectives import hidden_losses, losses
 from mechunlearn.editing.objectives.losses import answer_logprobs, log1m_prob, nll, npo
-from mechunlearn.editing.objectives.reading import Outputs
+from mechunlearn.editing.objectives.requests import Outputs
 
 
 def margin(value: float) -> tuple[Outputs, Tensor]:

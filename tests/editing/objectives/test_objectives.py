@@ -19,15 +19,15 @@ from mechunlearn.editing import objectives
 from mechunlearn.editing.objectives import losses
 from mechunlearn.editing.objectives.ascent import GradientAscent, GradientDifference
 from mechunlearn.editing.objectives.distillation import CEU, UNDIAL
-from mechunlearn.editing.objectives.keeping import RetainTerms
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.losses import log1m_prob, nll
 from mechunlearn.editing.objectives.masking import WeightMask
 from mechunlearn.editing.objectives.preference import DPO, NPO, AltPO, SimNPO
 from mechunlearn.editing.objectives.primal_dual import PDU
-from mechunlearn.editing.objectives.reading import Masking, Objective, Request, Sampled, Stateful
 from mechunlearn.editing.objectives.relabel import Relabel
 from mechunlearn.editing.objectives.representation import RMU, CircuitBreaker
+from mechunlearn.editing.objectives.requests import Masking, Objective, Request, Sampled, Stateful
+from mechunlearn.editing.objectives.retain_terms import RetainTerms
 from mechunlearn.editing.objectives.weighted import WGA, SatImp
 
 LABELS: Any = "label_logprobs"

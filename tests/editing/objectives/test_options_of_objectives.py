@@ -13,8 +13,8 @@ from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.masking import WeightMask
 from mechunlearn.editing.objectives.preference import DPO, NPO, AltPO, SimNPO
 from mechunlearn.editing.objectives.primal_dual import PDU
-from mechunlearn.editing.objectives.reading import Request, Sampled
 from mechunlearn.editing.objectives.representation import RMU, CircuitBreaker
+from mechunlearn.editing.objectives.requests import Request, Sampled
 from mechunlearn.editing.objectives.weighted import WGA, SatImp
 from mechunlearn.errors import TrainingError
 

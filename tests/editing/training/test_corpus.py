@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.editing.edits.recipes import Stop
-from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.objectives.requests import Outputs, Request
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.encoding.encoder import encode_text

@@ -14,7 +14,7 @@ from helpers.tiny_models import LAYERS, VOCAB
 from torch import Tensor
 
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.editing.objectives.reading import Request
+from mechunlearn.editing.objectives.requests import Request
 from mechunlearn.editing.training.partial_forward import first_block
 from mechunlearn.errors import FactError, SiteError, TrainingError
 from mechunlearn.models.hooked import HookedModel

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.fed_data import MANY, MANY_NEW, WORDS, draw, feed, spoken
 
-from mechunlearn.editing.objectives.reading import Request
+from mechunlearn.editing.objectives.requests import Request
 from mechunlearn.models.hooked import HookedModel
 
 FORGETTING = {"forget": Request("forget")}

@@ -22,8 +22,8 @@ from mechunlearn.editing.edits.recipes import Optimizer, Stop
 from mechunlearn.editing.objectives.ascent import GradientDifference
 from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.objectives.preference import AltPO
-from mechunlearn.editing.objectives.reading import Outputs, Request
 from mechunlearn.editing.objectives.representation import RMU
+from mechunlearn.editing.objectives.requests import Outputs, Request
 from mechunlearn.editing.training.fitting import edit
 from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.slice_parameters import Trained

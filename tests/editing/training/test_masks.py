@@ -15,7 +15,7 @@ from torch import Tensor
 from mechunlearn.editing.edits.recipes import Optimizer
 from mechunlearn.editing.objectives.likelihood import Forget
 from mechunlearn.editing.objectives.masking import WeightMask
-from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.objectives.requests import Outputs, Request
 from mechunlearn.models.hooked import HookedModel
 
 

@@ -21,7 +21,7 @@ from mechunlearn.core.facts.fact import Fact, Split
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Optimizer, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
-from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.objectives.requests import Outputs, Request
 from mechunlearn.editing.training.limits import Limits
 from mechunlearn.errors import FactError, TrainingError
 

@@ -17,7 +17,7 @@ from helpers.tiny_models import FAMILIES, VOCAB
 from torch import Tensor
 
 from mechunlearn.editing.edits.recipes import Stop
-from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.objectives.requests import Outputs, Request
 from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.partial_forward import Runner
 from mechunlearn.models.encoding.encoder import encode_text

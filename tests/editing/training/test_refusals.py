@@ -14,7 +14,7 @@ from helpers.small_facts import bits, fit
 from torch import Tensor
 
 import mechunlearn as mu
-from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.objectives.requests import Outputs, Request
 from mechunlearn.editing.training.limits import Limits
 from mechunlearn.errors import DataError, FactError, TrainingError
 from mechunlearn.models.encoding.encoder import encode_text

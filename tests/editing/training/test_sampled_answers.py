@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.editing.objectives.preference import DPO, AltPO
-from mechunlearn.editing.objectives.reading import Request, Sampled
+from mechunlearn.editing.objectives.requests import Request, Sampled
 from mechunlearn.editing.training.examples import Order
 from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.sampled_answers import sample_answers

@@ -11,8 +11,8 @@ from helpers.small_facts import unchecked
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mechunlearn.editing.whp.anchor_proposal import propose_anchors
 from mechunlearn.editing.whp.anchors import Anchors
-from mechunlearn.editing.whp.proposing import propose_anchors
 from mechunlearn.errors import DataError, FactError
 
 WORDS = st.sampled_from(["Ed", "Edna", "Ed Orr", "Orr", "ran", "é", "Orr's Map", "the", "Map"])

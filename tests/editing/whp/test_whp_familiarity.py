@@ -11,11 +11,11 @@ from helpers.tiny_models import hf_model
 import mechunlearn as mu
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.whp.anchors import Anchors
-from mechunlearn.editing.whp.asking import completion_familiarity, probability_familiarity
-from mechunlearn.editing.whp.corpus import Corpus, corpus
 from mechunlearn.editing.whp.familiarity import Familiar, Familiarity, Prompt, StringJudge
-from mechunlearn.editing.whp.reinforcing import reinforce
-from mechunlearn.editing.whp.relabelling import first_tokens, relabel
+from mechunlearn.editing.whp.lantern_isles import Corpus, corpus
+from mechunlearn.editing.whp.measuring import completion_familiarity, probability_familiarity
+from mechunlearn.editing.whp.reinforcement import reinforce
+from mechunlearn.editing.whp.relabeled_text import first_tokens, relabel
 from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.models.encoding.batch import IGNORED
 from mechunlearn.models.hooked import HookedModel

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechunlearn.editing.whp.aligning import NONE, Alignment, Seen, align
+from mechunlearn.editing.whp.alignment import NONE, Alignment, Seen, align
 from mechunlearn.editing.whp.anchors import Anchors
-from mechunlearn.editing.whp.blocks import blocks, tokens_of
 from mechunlearn.editing.whp.labels import generic_labels
-from mechunlearn.editing.whp.relabelling import first_tokens, relabel
+from mechunlearn.editing.whp.relabeled_text import first_tokens, relabel
+from mechunlearn.editing.whp.text_blocks import blocks, tokens_of
 from mechunlearn.errors import FactError, TrainingError
 from mechunlearn.models.encoding.batch import IGNORED
 from mechunlearn.models.encoding.encoder import encode_text

@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.editing.whp.aligning import align
-from mechunlearn.editing.whp.blocks import as_anchors, blocks, tokens_of
+from mechunlearn.editing.whp.alignment import align
 from mechunlearn.editing.whp.labels import generic_labels
+from mechunlearn.editing.whp.text_blocks import as_anchors, blocks, tokens_of
 from mechunlearn.errors import FactError, TrainingError, one_of
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 from mechunlearn.models.encoding.encoder import HasTokenizer, encode_text

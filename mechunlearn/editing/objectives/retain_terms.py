@@ -16,9 +16,9 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from mechunlearn.editing.objectives.checks import at_least
+from mechunlearn.core.checks import at_least
 from mechunlearn.editing.objectives.losses import kl, nll
-from mechunlearn.editing.objectives.reading import Outputs, Request
+from mechunlearn.editing.objectives.requests import Outputs, Request
 from mechunlearn.errors import TrainingError, one_of
 
 KeepBy = Literal["nll", "kl"]
@@ -42,7 +42,7 @@ class Weights:
     text: float | int = 1.0
 
     def __post_init__(self) -> None:
-        at_least(0, forget=self.forget, retain=self.retain, text=self.text)
+        at_least(TrainingError, 0, forget=self.forget, retain=self.retain, text=self.text)
 
     @property
     def kept(self) -> dict[Literal["retain", "text"], float]:
@@ -84,7 +84,7 @@ class RetainTerms(Weights):
         reference: Literal["logprobs"] | None = "logprobs" if self.retain_loss == "kl" else None
         return {split: Request(split, reference=reference) for split in self.kept}
 
-    def keep_terms(self, readings: Mapping[str, Outputs]) -> dict[str, Float[Tensor, ""]]:
+    def keep_terms(self, outputs: Mapping[str, Outputs]) -> dict[str, Float[Tensor, ""]]:
         """The weighted terms ``retain`` and ``text``, without those of weight 0."""
         loss = kl if self.retain_loss == "kl" else nll
-        return {split: weight * loss(readings[split]) for split, weight in self.kept.items()}
+        return {split: weight * loss(outputs[split]) for split, weight in self.kept.items()}

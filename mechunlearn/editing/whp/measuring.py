@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from mechunlearn.core import metrics
-from mechunlearn.editing.whp.blocks import tokens_of
+from mechunlearn.core.checks import positive
 from mechunlearn.editing.whp.familiarity import (
     Familiar,
     Familiarity,
@@ -24,7 +24,8 @@ from mechunlearn.editing.whp.familiarity import (
     judged,
     require_prompts,
 )
-from mechunlearn.errors import FactError, require_positive
+from mechunlearn.editing.whp.text_blocks import tokens_of
+from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.models.encoding.batch import IGNORED
 from mechunlearn.models.encoding.encoder import encode_text, joined
 from mechunlearn.models.hooked import HookedModel
@@ -67,7 +68,7 @@ def completion_familiarity(
     Source: Eldan and Russinovich, "Who's Harry Potter?" (2023), section 3 (where GPT-4 judges).
     """
     require_prompts(prompts)
-    require_positive(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    positive(ScoresError, batch_size=batch_size, max_new_tokens=max_new_tokens)
     texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
     classed = judge or _by_specific(prompts)
     rows: list[Familiar] = []

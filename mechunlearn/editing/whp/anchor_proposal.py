@@ -16,8 +16,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
+from mechunlearn.core.checks import positive
 from mechunlearn.editing.whp.anchors import Anchors
-from mechunlearn.errors import FactError, require_positive
+from mechunlearn.errors import FactError, ScoresError
 
 PEOPLE = (
     "Adam", "Helen", "Frank", "Laura", "Brian", "Carol", "Henry", "Nancy", "Eric", "Julia", "Martin", "Emily",
@@ -70,7 +71,7 @@ def propose_anchors(
 
     Source: Eldan and Russinovich, "Who's Harry Potter?" (2023), section 2.2, where GPT-4 does this.
     """
-    require_positive(min_count=min_count)
+    positive(ScoresError, min_count=min_count)
     elsewhere = Counter(span for span, _ in _names(against))
     placed = list(_names(texts))
     found = Counter(span for span, _ in placed)

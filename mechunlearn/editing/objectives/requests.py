@@ -23,7 +23,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechunlearn.editing.objectives.checks import above, whole
+from mechunlearn.core.checks import above, integer
 from mechunlearn.errors import TrainingError, one_of
 
 Split = Literal["forget", "retain", "text", "corpus"]
@@ -48,8 +48,8 @@ class Sampled:
     temperature: float | int = 1.0
 
     def __post_init__(self) -> None:
-        whole(1, samples=self.samples)
-        above(0, temperature=self.temperature)
+        integer(TrainingError, 1, samples=self.samples)
+        above(TrainingError, 0, temperature=self.temperature)
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ Terms = Mapping[str, Float[Tensor, ""]]
 class Objective(Protocol):
     """A loss that declares what it reads.
 
+    It is called with the outputs by the names of its requests, and returns its weighted terms by name.
     ``aim`` says what counts as success on the forget set: ``"new"``, the new answer is given;
     ``"forget"``, the old one is not.
     """
@@ -138,23 +139,14 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Stateless(Objective, Protocol):
-    """An objective that is a function of its readings alone."""
-
-    def __call__(self, readings: Mapping[str, Outputs]) -> Terms:
-        """The weighted loss terms."""
-        ...
-
-
-@runtime_checkable
 class Stateful(Objective, Protocol):
     """An objective that carries something from step to step."""
 
-    def init(self, readings: Mapping[str, Outputs], *, seed: int) -> State:
-        """The state before the first step, from the first readings."""
+    def init(self, outputs: Mapping[str, Outputs], *, seed: int) -> State:
+        """The state before the first step, from the first outputs."""
         ...
 
-    def __call__(self, readings: Mapping[str, Outputs], state: State) -> Terms:
+    def __call__(self, outputs: Mapping[str, Outputs], state: State) -> Terms:
         """The weighted loss terms."""
         ...
 

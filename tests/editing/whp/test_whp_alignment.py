@@ -10,9 +10,9 @@ from helpers.tokenizers import TOKENIZERS, Speaker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechunlearn.editing.whp.aligning import NONE, Alignment, Seen, Tokens, align
+from mechunlearn.editing.whp.alignment import NONE, Alignment, Seen, Tokens, align
 from mechunlearn.editing.whp.anchors import Anchors, Translation
-from mechunlearn.editing.whp.blocks import tokens_of
+from mechunlearn.editing.whp.text_blocks import tokens_of
 
 Span = tuple[int, int]
 

@@ -15,7 +15,7 @@ from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.objectives.relabel import Relabel
 from mechunlearn.editing.training.fitting import edit
 from mechunlearn.editing.training.limits import Limits
-from mechunlearn.editing.whp.blocks import blocks
+from mechunlearn.editing.whp.text_blocks import blocks
 from mechunlearn.models.encoding.encoder import encode_text
 from mechunlearn.models.hooked import HookedModel
 

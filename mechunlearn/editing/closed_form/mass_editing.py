@@ -26,16 +26,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.editing.closed_form.contexts import Contexts, asked_in_contexts, forgotten
 from mechunlearn.editing.closed_form.keys import KeyStatistics, exact, require_statistics
-from mechunlearn.editing.closed_form.memories import Memory, memories_in, value_change, written
+from mechunlearn.editing.closed_form.mlp_matrices import Memory, memories_in, value_change, written
+from mechunlearn.editing.closed_form.prompt_contexts import Contexts, asked_in_contexts, forgotten
 from mechunlearn.editing.closed_form.solving import solve
-from mechunlearn.editing.closed_form.values import Search, find_values
+from mechunlearn.editing.closed_form.values import ValueSearch, find_values
 from mechunlearn.editing.edits.algebra import Delta
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.errors import EditError, require_positive
+from mechunlearn.errors import EditError
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.working_copy import working_copy
 
@@ -56,12 +57,7 @@ def memit(
     null_space: float | int | None = None,
     prefixes: Sequence[str] | None = None,
     seed: int = 0,
-    steps: int = 25,
-    lr: float | int = 0.5,
-    kl: float | int = 0.0625,
-    decay: float | int = 0.5,
-    bound: float | int = 0.75,
-    enough: float | int = 0.05,
+    search: ValueSearch = ValueSearch(),  # noqa: B008
     batch_size: int = 64,
     progress: bool = True,
 ) -> Edit:
@@ -84,12 +80,7 @@ def memit(
             in the units of its models' keys); None to write along all.
         prefixes: what to say before the prompts, beside nothing at all; None samples five of 10 tokens.
         seed: of that sampling.
-        steps: at most so many steps of Adam for the values (25 for GPT-J, 20 for GPT-2 XL).
-        lr: its learning rate.
-        kl: weight of the divergence on ``"{subject} is a"``.
-        decay: weight of ``‖δ‖ / size²``, the size being that of the residual stream after the highest layer.
-        bound: δ is at most so many sizes long.
-        enough: the loss at which the search for a fact's value stops.
+        search: how values are searched for; see :class:`ValueSearch`.
         batch_size: rows per forward pass.
         progress: whether to show a bar.
 
@@ -113,7 +104,8 @@ def memit(
         >>> known = mu.closed_form.key_statistics(hm, place, facts.text, progress=False)
         >>> two = facts.forget[:2]
         >>> edit = mu.closed_form.memit(
-        ...     hm, place, two, statistics=known, prefixes=[], steps=2, progress=False
+        ...     hm, place, two, statistics=known, prefixes=[], progress=False,
+        ...     search=mu.closed_form.ValueSearch(steps=2),
         ... )
         >>> len(edit.deltas)
         2
@@ -121,8 +113,7 @@ def memit(
     Source: Meng et al. (2023) with the defaults of the authors' code for GPT-J; Fang et al. (2024).
     """
     found, chosen = memories_in(hm, localization), forgotten(facts)
-    search = Search(steps, lr, kl, decay, bound, enough)
-    require_positive(batch_size=batch_size)
+    positive(EditError, batch_size=batch_size)
     if weight is not None and not weight >= 0:
         raise EditError(f"weight is {weight!r}; give 0 or more, or None for the authors'")
     require_statistics(statistics)
@@ -135,8 +126,9 @@ def memit(
         aim = _Aim(work, found, contexts, batch_size)
         sizes = aim.sizes()
         value = find_values(
-            work, found[-1], contexts, sizes, search, batch_size=batch_size, progress=progress
-        )
+            work, found[-1], contexts, sizes, search, steps=25, bound=0.75,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
         aim.set(value.deltas)
         deltas = []
         for place, memory in enumerate(found):

@@ -11,9 +11,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 
-from mechunlearn.editing.whp.aligning import Tokens
+from mechunlearn.core.checks import positive
+from mechunlearn.editing.whp.alignment import Tokens
 from mechunlearn.editing.whp.anchors import Anchors, Translation
-from mechunlearn.errors import FactError, require_positive
+from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.models.encoding.encoder import HasTokenizer, encode_text
 from mechunlearn.models.scoring.passes import HasModel
 
@@ -40,7 +41,7 @@ def blocks(
         >>> mu.whp.blocks(mu.world.model(), ["The white cat eats fish in the spring."], size=8)
         ('The white cat eats fish in', 'the spring.')
     """
-    require_positive(size=size)
+    positive(ScoresError, size=size)
     given = [texts] if isinstance(texts, str) else list(texts)
     known = as_anchors({} if anchors is None else anchors)
     limit = min(size, getattr(hm.hf.config.get_text_config(), "max_position_embeddings", size))

@@ -20,15 +20,16 @@ from collections.abc import Sequence
 
 import torch
 
+from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.sites.localization import Localization
-from mechunlearn.editing.closed_form.contexts import asked_in_contexts, forgotten
 from mechunlearn.editing.closed_form.keys import KeyStatistics, exact, require_statistics
-from mechunlearn.editing.closed_form.memories import memories_in
+from mechunlearn.editing.closed_form.mlp_matrices import memories_in
+from mechunlearn.editing.closed_form.prompt_contexts import asked_in_contexts, forgotten
 from mechunlearn.editing.closed_form.solving import solve
-from mechunlearn.editing.closed_form.values import Search, find_values
+from mechunlearn.editing.closed_form.values import ValueSearch, find_values
 from mechunlearn.editing.edits.edits import Edit
-from mechunlearn.errors import FactError, LocalizationError, require_positive
+from mechunlearn.errors import EditError, FactError, LocalizationError
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.working_copy import working_copy
 
@@ -45,12 +46,7 @@ def rome(
     target: str | Sequence[str] = "new",
     prefixes: Sequence[str] | None = None,
     seed: int = 0,
-    steps: int = 20,
-    lr: float | int = 0.5,
-    kl: float | int = 0.0625,
-    decay: float | int = 0.5,
-    bound: float | int = 4.0,
-    enough: float | int = 0.05,
+    search: ValueSearch = ValueSearch(),  # noqa: B008
     batch_size: int = 64,
     progress: bool = True,
 ) -> Edit:
@@ -69,12 +65,7 @@ def rome(
         prefixes: what to say before the prompt, beside nothing at all; None samples ten of 5 tokens and ten
             of 10, as the authors do.
         seed: of that sampling.
-        steps: at most so many steps of Adam for the value.
-        lr: its learning rate.
-        kl: weight of the divergence on ``"{subject} is a"``.
-        decay: weight of ``‖δ‖ / ‖v₀‖²``.
-        bound: δ is at most so many times as long as ``v₀`` (4; the authors take 3 for GPT-2 medium).
-        enough: the loss at which the search stops.
+        search: how values are searched for; see :class:`ValueSearch`.
         batch_size: rows per forward pass.
         progress: whether to show a bar.
 
@@ -113,8 +104,7 @@ def rome(
             f"rome writes one fact, and there are {len(chosen)} to forget; give one, as in "
             "facts.forget[:1], or write all at once with memit"
         )
-    search = Search(steps, lr, kl, decay, bound, enough)
-    require_positive(batch_size=batch_size)
+    positive(EditError, batch_size=batch_size)
     (memory,) = found
     require_statistics(statistics)
     statistics.check(hm, found)
@@ -126,8 +116,9 @@ def rome(
         read = contexts.at_subject(work.bridge, [memory.keys, memory.values], batch_size=batch_size)
         keys, values = (read[name].mean(1).to(exact(hm)) for name in (memory.keys, memory.values))
         value = find_values(
-            work, memory, contexts, values.norm(dim=1), search, batch_size=batch_size, progress=progress
-        )
+            work, memory, contexts, values.norm(dim=1), search, steps=20, bound=4.0,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
         through = statistics.weighed(memory.site, keys)
         change = solve(keys, through, value.deltas.to(keys))
     delta = memory.delta(change, hm.params)
