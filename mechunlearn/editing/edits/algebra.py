@@ -34,14 +34,10 @@ class Delta:
 
 
 def merged(deltas: Sequence[Delta], shapes: Shapes) -> tuple[Delta, ...]:
-    """Add up the deltas of each parameter.
+    """Add up the deltas of each parameter, also of slices that overlap.
 
-    Args:
-        deltas: any deltas, also of slices that overlap.
-        shapes: the shape of every parameter that is changed.
-
-    Returns:
-        One delta per parameter, in the order in which the parameters first come.
+    The result has one delta per parameter, in the order in which the parameters first come. ``shapes`` holds
+    the shape of every parameter that is changed.
 
     Example:
         >>> rows = [Delta(Slice("w", 0, (row,)), torch.ones(1, 2)) for row in (0, 2, 2)]
@@ -70,14 +66,16 @@ def _union(a: Slice, b: Slice, shape: tuple[int, ...]) -> Slice:
     """The smallest slice that holds two slices of one parameter."""
     if a == b:
         return a
+    # Slices along different axes have no smaller slice in common than the whole parameter.
     if a.index is None or b.index is None or a.axis != b.axis or a.axis is None:
         return Slice(a.name)
     union = tuple(sorted({*a.index, *b.index}))
+    # A slice that holds everything is written without an index, so that equal slices compare equal.
     return Slice(a.name) if len(union) == shape[a.axis] else Slice(a.name, a.axis, union)
 
 
 def _within(part: Slice, wider: Slice) -> Slice:
-    """A slice of a parameter, as a slice of the tensor that a wider slice takes out of the parameter."""
+    """A part of a parameter, in the indices of the tensor ``wider.of(parameter)``; ``wider`` must hold it."""
     if wider.index is None:
         return part
     if part.index == wider.index or part.index is None:
@@ -87,11 +85,7 @@ def _within(part: Slice, wider: Slice) -> Slice:
 
 
 def restricted(deltas: Sequence[Delta], slices: Sequence[Slice]) -> tuple[Delta, ...]:
-    """Keep what lies inside some slices.
-
-    Args:
-        deltas: the deltas to cut down.
-        slices: at most one slice per parameter.
+    """Keep what lies inside some slices, at most one per parameter; a delta without entries is dropped.
 
     Example:
         >>> full = Delta(Slice("w"), torch.tensor([1.0, 2.0, 3.0]))
@@ -121,12 +115,9 @@ def _cut(delta: Delta, part: Slice) -> Delta:
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """The entries of some deltas in the order in which they are selected.
+    """The entries of some deltas, by rank: larger ``sizes`` first, and those of size 0 never.
 
-    Args:
-        slices: the slices that the entries belong to.
-        sizes: the rank of each entry, larger ones first, 0 for one that is never selected.
-        values: what a selected entry adds to its weight.
+    ``values`` holds what a selected entry adds to its weight.
     """
 
     slices: tuple[Slice, ...]
@@ -139,11 +130,7 @@ class Ranked:
         return sum(int((size > 0).sum()) for size in self.sizes)
 
     def first(self, count: int) -> tuple[Delta, ...]:
-        """Deltas of the largest entries; parameters without any are left out.
-
-        Args:
-            count: how many entries; more than there are select all.
-        """
+        """Deltas of the ``count`` largest entries, or of all; parameters without any are left out."""
         deltas = []
         for part, chosen, values in zip(self.slices, _largest(self.sizes, count), self.values, strict=True):
             if bool(chosen.any()):
@@ -158,6 +145,7 @@ def _largest(sizes: Sequence[Float[Tensor, "..."]], count: int) -> tuple[Bool[Te
     flat = torch.cat([size.flatten().to(torch.promote_types(size.dtype, torch.float32)) for size in sizes])
     chosen = flat > 0
     if 0 <= count < int(chosen.sum()):
+        # kthvalue counts from the smallest. With count 0, nothing is above infinity.
         bound = flat.kthvalue(len(flat) - count + 1).values if count else torch.inf
         # What is above the bound is in; of what equals it, as many as are still needed.
         chosen = flat > bound
@@ -168,10 +156,7 @@ def _largest(sizes: Sequence[Float[Tensor, "..."]], count: int) -> tuple[Bool[Te
 
 
 def by_size(deltas: Sequence[Delta]) -> Ranked:
-    """Rank the entries of deltas, at most one per parameter, by their absolute value.
-
-    Args:
-        deltas: deltas as :func:`merged` gives them.
+    """Rank the entries of deltas, at most one delta per parameter, by their absolute value.
 
     Example:
         >>> ranked = by_size([Delta(Slice("w"), torch.tensor([1.0, -3.0, 2.0]))])
@@ -183,11 +168,7 @@ def by_size(deltas: Sequence[Delta]) -> Ranked:
 
 
 def dense(deltas: Sequence[Delta], shapes: Shapes) -> dict[str, Tensor]:
-    """Spread deltas out over their whole parameters.
-
-    Args:
-        deltas: any deltas, also of slices that overlap.
-        shapes: the shape of every parameter that is changed.
+    """Spread deltas, also of slices that overlap, out over their whole parameters.
 
     Example:
         >>> dense([Delta(Slice("w", 0, (1,)), torch.ones(1))], {"w": (3,)})
@@ -204,17 +185,16 @@ def dense(deltas: Sequence[Delta], shapes: Shapes) -> dict[str, Tensor]:
 @torch.inference_mode(False)  # tensors made in that mode could never be trained
 @torch.no_grad()
 def added(deltas: Sequence[Delta], params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The changed parameters; sums are formed in float32, or in what is wider of weights and deltas.
+    """The changed parameters by name; the deltas may overlap.
 
-    Args:
-        deltas: any deltas, also of slices that overlap.
-        params: the parameters before, by name.
+    Sums are formed in float32, or in the precision of weights or deltas if that is wider.
     """
     changed: dict[str, Tensor] = {}
     for delta in deltas:
         name = delta.slice.name
         before = changed.get(name, params[name].detach())
         wide = torch.promote_types(torch.promote_types(before.dtype, delta.values.dtype), torch.float32)
+        # Copied at the first delta, to leave the model alone; further deltas go into the copy.
         changed[name] = before.to(wide, copy=name not in changed)
         old = delta.slice.of(changed[name])
         values = delta.values.to(old)
@@ -224,9 +204,9 @@ def added(deltas: Sequence[Delta], params: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def together(a: Localization, b: Localization) -> list[Site]:
-    """The sites of two edits that are added; parts of a component that is there as a whole are left out.
+    """The sites of the sum of two edits, without parts of a component that is there as a whole.
 
-    Whatever else shares weights is left for ``Localization`` to refuse.
+    Sites that share weights in another way are left for ``Localization`` to refuse.
 
     Example:
         >>> together(Localization(["L0.mlp"]), Localization(["L0.mlp.neuron[3]", "L1.attn"]))
@@ -237,7 +217,7 @@ def together(a: Localization, b: Localization) -> list[Site]:
 
 
 def meeting(a: Localization, b: Localization) -> Localization:
-    """The sites in which two localizations meet: of two that share weights the finer.
+    """The sites that two localizations have in common: of two sites that share weights, the finer one.
 
     Example:
         >>> meeting(Localization(["L0.mlp", "L1.attn"]), Localization(["L0.mlp.neuron[3]", "L1.mlp"]))
@@ -253,11 +233,7 @@ def meeting(a: Localization, b: Localization) -> Localization:
 
 
 def require_alike(a: Shapes, b: Shapes) -> None:
-    """Refuse two edits of models of different shapes.
-
-    Raises:
-        EditError: a parameter has two shapes.
-    """
+    """Raise an ``EditError`` if two edits fit models of different shapes."""
     for name in a.keys() & b.keys():
         if a[name] != b[name]:
             raise EditError(
@@ -267,11 +243,7 @@ def require_alike(a: Shapes, b: Shapes) -> None:
 
 
 def require_fit(shapes: Shapes, params: Mapping[str, Tensor]) -> None:
-    """Refuse a model that an edit does not fit.
-
-    Raises:
-        EditError: a parameter is missing or has another shape.
-    """
+    """Raise an ``EditError`` if the model lacks a parameter of the edit, or has it in another shape."""
     for name, shape in shapes.items():
         if name not in params:
             raise EditError(

@@ -12,12 +12,9 @@ if TYPE_CHECKING:
 
 
 def warn_of_another(hm: HookedModel, made_on: str, *, stacklevel: int) -> None:
-    """Warn if a model's weights are not those that an edit was made on.
+    """Warn if a model's weights are not those that an edit was made on; an empty ``made_on`` is unknown.
 
-    Args:
-        hm: the model.
-        made_on: the identity of the model that the edit was made on; empty if that is not known.
-        stacklevel: level of the caller's caller, as ``warnings.warn`` counts it.
+    ``stacklevel`` counts as if the caller itself called ``warnings.warn``.
     """
     if not made_on or hm.identity == made_on:
         return

@@ -34,7 +34,7 @@ _SHOWN = 4
 
 
 def diff(model_a: Any, model_b: Any, *, unowned: Unowned = "refuse") -> Edit:
-    """Give the edit that turns one model into another.
+    """Return the edit that turns one model into another.
 
     Args:
         model_a: the model before: a ``HookedModel``, or a plain Hugging Face model in memory.
@@ -156,6 +156,7 @@ def _touched(arch: Arch, pieces: Sequence[Site], moved: Mapping[str, Tensor]) ->
                 continue
             key = part.name, part.axis or 0
             if key not in lines:
+                # Once per parameter and axis: a reduction for every head or neuron would be slow.
                 lines[key] = _lines(moved[part.name], key[1])
             if part.index is None or any(lines[key][position] for position in part.index):
                 yield piece
@@ -170,10 +171,12 @@ def _lines(moved: Bool[Tensor, "..."], axis: int) -> list[bool]:
 
 def _delta(part: Slice, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Delta:
     """The difference at one slice, as wide as it must be to give the second model's bits."""
+    # The models may be on different devices, and the deltas of an edit are on the CPU.
     old, new = (part.of(params[part.name].cpu()) for params in (before, after))
     narrow = torch.promote_types(old.dtype, torch.float32)
     for dtype in (narrow, torch.float64):
         delta = Delta(part, new.to(dtype) - old.to(dtype))
+        # ``old`` is already cut to the slice, so here the delta covers all of the parameter.
         again = added([Delta(Slice(part.name), delta.values)], {part.name: old})[part.name]
         if torch.equal(again, new):
             break

@@ -84,7 +84,7 @@ class Edit:
         Warns:
             IdentityWarning: the model's weights are not those the edit was made on.
         """
-        self._check(hm, stacklevel=4)
+        self._check(hm, stacklevel=4)  # one frame more than in apply(): that of contextlib
         before = identity.cached(hm)
         saved = {name: hm.params[name].detach().clone() for name in self.shapes}
         try:
@@ -98,6 +98,7 @@ class Edit:
                 for name, value in saved.items():
                     hm.params[name].copy_(value)
             hm.sync()
+            # The old bits are back, so the hash that was known before is right again.
             if before is not None:
                 identity.restored(hm, before, saved)
 
@@ -136,7 +137,7 @@ class Edit:
         return self._with(other, 1, "sum of two edits")
 
     def __sub__(self, other: Edit) -> Edit:
-        """This edit without another, such as a sum without one of its terms; refused as a sum is."""
+        """This edit without another, such as a sum without one of its terms; raises what a sum raises."""
         return self._with(other, -1, "difference of two edits")
 
     def restrict(self, localization: Localization) -> Edit:
@@ -268,7 +269,7 @@ class Edit:
         return cls(**files.load(hub.located(folder, revision)))
 
     def _changed(self, deltas: tuple[Delta, ...], localization: Localization | None = None) -> Edit:
-        """The edit with other deltas; what its recipe would give is no longer this."""
+        """The edit with other deltas, without recipe and history, which no longer describe it."""
         return replace(
             self,
             deltas=deltas,
@@ -285,6 +286,7 @@ class Edit:
         sites = algebra.together(self.localization, other.localization)
         shapes = {**self.shapes, **other.shapes}
         deltas = self.deltas + (other if factor == 1 else other.scale(factor)).deltas
+        # An edit without deltas fits any model. A sum of edits of two models was made on neither.
         made_on = {edit.made_on for edit in (self, other) if edit.deltas}
         return Edit(
             deltas=algebra.merged(deltas, shapes),

@@ -40,12 +40,7 @@ def versions() -> Mapping[str, str]:
 
 
 def save(edit: Edit, folder: str | Path) -> None:
-    """Write an edit.
-
-    Args:
-        edit: with values that JSON can hold.
-        folder: made if needed.
-    """
+    """Write an edit, whose record JSON must be able to hold, into a folder, which is made if needed."""
     record = json.dumps(_record(edit))
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -54,16 +49,9 @@ def save(edit: Edit, folder: str | Path) -> None:
 
 
 def load(source: str | Path) -> dict[str, Any]:
-    """Read an edit.
+    """The fields of the edit that :func:`save` wrote, by name; ``source`` is its folder, or the file in it.
 
-    Args:
-        source: the folder that :func:`save` wrote, or the file in it.
-
-    Returns:
-        The fields of the edit by name.
-
-    Raises:
-        DataError: the file is missing, cut short, altered or of another kind.
+    A ``DataError`` is raised if the file is missing, cut short, altered or of another kind.
     """
     path = Path(source)
     path = path if path.is_file() else path / FILE
@@ -113,7 +101,7 @@ def _fields(record: Mapping[str, Any], tensors: Sequence[Tensor]) -> dict[str, A
 
 
 def _arch(arch: Arch | None) -> dict[str, Any] | None:
-    """What is needed to build the table again; the sizes are those of the edit's parameters."""
+    """The record of the table from sites to slices; the sizes of its parameters are the edit's shapes."""
     if arch is None:
         return None
     return {"architecture": arch.architecture, "shape": vars(arch.shape), "d_head": arch.d_head}

@@ -116,7 +116,7 @@ class History(Sequence[Record]):
         colours = dict(zip((*self.terms, *SHARES), CURVES * (len(self.terms) + 2), strict=False))
         for name in self.terms:
             _curve(figure, self._records, name, colours[name], row=1)
-        for name in SHARES * (rows - 1):
+        for name in SHARES * (rows - 1):  # none, if nothing was measured
             _curve(figure, judged, name, colours[name], row=2)
         finish(figure, self._title, height=180 + 190 * rows)
         _dress(figure, rows, last=max((record[STEP] for record in self._records), default=1))
@@ -139,6 +139,7 @@ class History(Sequence[Record]):
     def __repr__(self) -> str:
         if not self._step:
             return f"History({len(self)} steps)"
+        # The record of the step that was kept; empty, if that was not measured.
         (*_, last) = ({}, *(record for record in self.judged if record[STEP] == self._step))
         shares = ", ".join(f"{name} {last[name]:.2f}" for name in SHARES if name in last)
         return f"History({len(self)} steps, step {self._step} kept{': ' * bool(shares)}{shares})"

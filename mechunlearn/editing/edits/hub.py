@@ -19,15 +19,9 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def push(save: Callable[[Path], None], repo_id: str, *, private: bool | None) -> str:
-    """Upload what is saved.
+    """Upload what ``save`` writes into a folder, and return the address of the commit.
 
-    Args:
-        save: writes the files into a folder.
-        repo_id: as ``"user/name"``; the repository is made if needed.
-        private: whether a new repository is private; None for the hub's default.
-
-    Returns:
-        The address of the commit.
+    The repository ``"user/name"`` is made if needed, ``private`` or not; None for the hub's default.
     """
     from huggingface_hub import HfApi
 
@@ -39,14 +33,9 @@ def push(save: Callable[[Path], None], repo_id: str, *, private: bool | None) ->
 
 
 def located(source: str | Path, revision: str | None) -> Path:
-    """The folder or file of an edit, downloaded if it is on the hub.
+    """The folder or file of an edit, downloaded if ``source`` is a repository ``"user/name"`` on the hub.
 
-    Args:
-        source: a folder or file, or a repository as ``"user/name"``.
-        revision: a branch, tag or commit of the repository; None for its main branch.
-
-    Raises:
-        DataError: there is no such folder or repository, or a folder was given with a revision.
+    A ``DataError`` is raised if there is no such repository, or if a path on the disk has a ``revision``.
     """
     folder = Path(source).expanduser()
     if folder.exists() or isinstance(source, Path) or not _REPOSITORY.fullmatch(source):

@@ -3,8 +3,7 @@
 1. The deltas are spread out over their parameters, and each site's slices are taken out of them.
 2. The norm of a site is the Frobenius norm of all its deltas together.
 3. The rank of a site is the largest numerical rank among its matrices: the number of singular values above a
-   share of the largest one. A bias counts as a matrix of one column. A head's matrices are its rows of Q, K
-   and V and its columns of O; a neuron has vectors alone, and so at most rank 1.
+   share of the largest one. A bias is a matrix of one column; a neuron has vectors alone, so at most rank 1.
 """
 
 from __future__ import annotations
@@ -26,14 +25,7 @@ if TYPE_CHECKING:
 
 
 def norms(deltas: Sequence[Delta], shapes: Shapes, localization: Localization, hm: HookedModel) -> Scores:
-    """The Frobenius norm of the deltas of every site.
-
-    Args:
-        deltas: the deltas of an edit.
-        shapes: the shape of every parameter that is changed.
-        localization: the sites.
-        hm: the model, for the table from sites to slices.
-    """
+    """The Frobenius norm of the deltas of every site; the model is only the table from sites to slices."""
 
     def norm(parts: Sequence[Tensor]) -> float:
         return float(torch.stack([part.double().norm() for part in parts]).norm()) if parts else 0.0
@@ -52,16 +44,8 @@ def ranks(
 ) -> Scores:
     """The largest numerical rank among the delta matrices of every site.
 
-    Args:
-        deltas: the deltas of an edit.
-        shapes: the shape of every parameter that is changed.
-        localization: the sites.
-        hm: the model, for the table from sites to slices.
-        tolerance: the share of a matrix's largest singular value up to which others count as zero; None for
-            the rounding of its entries, the longer side times the precision of its type.
-
-    Raises:
-        EditError: the tolerance is not between 0 and 1.
+    ``tolerance`` is the share of a matrix's largest singular value up to which others count as zero, from 0
+    to below 1, else an ``EditError``; None for the longer side times the precision of the matrix's type.
     """
     if tolerance is not None and not 0 <= tolerance < 1:
         raise EditError(f"tolerance is {tolerance!r}; give a share from 0 to below 1, such as 0.01")
@@ -78,6 +62,7 @@ def _rank(delta: Float[Tensor, "..."], tolerance: float | None) -> int:
         return 0
     if 1 in delta.shape or delta.ndim == 1:
         return 1
+    # In float64, so that the decomposition's own rounding does not count as rank.
     values = torch.linalg.svdvals(delta.double())
     share = max(delta.shape) * torch.finfo(delta.dtype).eps if tolerance is None else tolerance
     return int((values > share * values[0]).sum())

@@ -126,6 +126,7 @@ class Optimizer:
             0.5
         """
         if step < self.warmup:
+            # Never 0, so that the first step moves the weights, too.
             return (step + 1) / (self.warmup + 1)
         done = (step - self.warmup) / max(1, steps - self.warmup)
         if self.schedule == "cosine":
@@ -209,6 +210,7 @@ def _recorded(value: Any) -> Any:
 
 def _read(record: Any) -> Any:
     """What :func:`_recorded` wrote, or None if it cannot be made again."""
+    # JSON has no tuples: those of a frozen objective were written as lists.
     if isinstance(record, list):
         return tuple(_read(each) for each in record)
     if not isinstance(record, dict):
@@ -216,5 +218,6 @@ def _read(record: Any) -> Any:
     if record["fields"] is None:
         return None
     fields = {name: _read(value) for name, value in record["fields"].items()}
+    # A field may be None itself; lost is only an objective that was stored without fields.
     lost = any(fields[name] is None and isinstance(v, dict) for name, v in record["fields"].items())
     return None if lost else getattr(objectives, record["name"])(**fields)

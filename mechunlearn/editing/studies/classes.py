@@ -2,8 +2,8 @@
 
 1. The members are all facts with one answer, of any split: a member in the retain set would hold the class
    in place.
-2. They are split by subject into two halves. The edit is trained on the first; the second is asked only once
-   the edit is chosen.
+2. They are split by subject into two halves. The edit is trained on the first; the second is scored only
+   after the edit was chosen.
 3. Facts with another answer keep their split, except that those of the forget set are retained: only the
    class is to be forgotten.
 4. With a new answer, every member gets the same one.
@@ -93,6 +93,7 @@ class ClassResult:
             "edited, old answer": (EDITED, "answer"),
             "edited, new answer": (EDITED, "new"),
         }
+        # Fields 4 to 6 of a share are its value, low and high.
         shares = {(s.facts, s.phrasing, s.model, s.metric): s[4:7] for s in self.table}
         heights, bands = {}, {}
         for name, key in bars.items():
@@ -116,6 +117,7 @@ class ClassResult:
         lines = [
             f"ClassResult({self._title}; {len(self.trained)} members trained on, {len(self.unseen)} unseen)"
         ]
+        # Fields 1 to 3 of a share are its facts, phrasing and metric.
         before = {s[1:4]: s.value for s in self.table if s.model == UNTOUCHED}
         for share in (s for s in self.table if s.model == EDITED):
             title = f"{share.facts}, {in_words(share.phrasing)}, {share.metric}"
@@ -137,7 +139,7 @@ def forget_class(
     seed: int = 0,
     **options: Any,
 ) -> ClassResult:
-    """Fit an edit on half of the members of a class, and score both halves and what was to survive.
+    """Fit an edit on half of the members of a class, and score both halves and the maintained facts.
 
     Args:
         hm: the model, which stays as it is.

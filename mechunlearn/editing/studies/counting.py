@@ -100,6 +100,7 @@ class CountCurve:
             shown = [self._at(n, key) if n or key[2] == ANSWER else _UNDEFINED for n in self.tables]
             curves[name] = [interval.mean for interval in shown]
             bands[name] = ([interval.low for interval in shown], [interval.high for interval in shown])
+        # On a scale of doublings, the untouched model stands one doubling before the first count.
         at = [math.log2(count or self.counts[0] / 2) for count in self.tables]
         x = [str(count) for count in self.tables]
         figure = line_plot(curves, x=x, at=at, title=self.title, unit="share of facts", bands=bands)

@@ -209,7 +209,7 @@ def _training_facts(groups: Iterable[Facts]) -> list[Facts]:
 
 
 def _keys(fact: Fact) -> set[tuple[str, ...]]:
-    """Keys of a fact. Two facts are the same if they share a phrasing or, within a relation, the answer."""
+    """The keys of a fact; two facts with a common phrasing, or relation and answer, are the same."""
     prompts = (*fact.train_prompts, *fact.validation, *fact.held_out)
     keys: set[tuple[str, ...]] = {(fact.subject, fact.relation, prompt) for prompt in prompts}
     if fact.relation:

@@ -38,17 +38,11 @@ Metric = Callable[[Outcome], Bool[np.ndarray, "fact"]]
 
 
 class Share(NamedTuple):
-    """A mean over facts, or a mean paired difference, with its 95 % interval.
+    """A mean over ``n`` facts, or a mean paired difference, with its 95 % interval.
 
-    Attributes:
-        model: ``"untouched"``, ``"edited"``, or their difference ``"edited − untouched"``.
-        facts: name of the set of facts, such as ``"maintained"``.
-        phrasing: ``"train"``, ``"validation"`` or ``"held_out"``.
-        metric: the outcome that is counted, such as ``"answer"``: the model gives the fact's answer.
-        value: the mean.
-        low: lower end of the interval; not-a-number for a single fact.
-        high: upper end.
-        n: number of facts.
+    ``model`` is ``"untouched"``, ``"edited"`` or their difference, ``"edited − untouched"``. ``facts`` names
+    the set of facts, such as ``"maintained"``; ``metric`` the outcome that is counted, such as ``"answer"``:
+    the model gives the fact's answer. The interval of a single fact is not-a-number.
     """
 
     model: str
@@ -82,26 +76,17 @@ def forgotten(outcome: Outcome) -> Bool[np.ndarray, "fact"]:
 
 
 def success(aim: str) -> Metric:
-    """The outcome that counts as success on facts to forget.
-
-    Args:
-        aim: aim of the objective, ``"new"`` or ``"forget"``.
-    """
+    """The outcome that counts as success for an objective whose aim is ``"new"`` or ``"forget"``."""
     return new if aim == "new" else forgotten
 
 
 def shares(
     models: Mapping[str, HasModel], facts: Facts, name: str, metrics: Mapping[str, Metric], *, seed: int
 ) -> tuple[Share, ...]:
-    """Ask models the same facts in all of their phrasings.
+    """Shares of models that are asked the same facts, a set named ``name``, in all of their phrasings.
 
-    Args:
-        models: the models by name; if an edited and an untouched one are among them, their difference is
-            added.
-        facts: the facts to ask.
-        name: name of this set of facts.
-        metrics: the outcomes to count, by name.
-        seed: seed of the bootstrap.
+    ``metrics`` are the outcomes to count. If an edited and an untouched model are among ``models``, their
+    difference is added. ``seed`` is that of the bootstrap.
     """
     table = []
     for phrasing in PHRASINGS:
@@ -132,15 +117,7 @@ def frame(table: Sequence[Share]) -> pd.DataFrame:
 
 
 def pick(table: Iterable[Share], **fields: str) -> Interval:
-    """The one share of a table with these fields.
-
-    Args:
-        table: the shares.
-        **fields: model, facts, phrasing and metric of the share.
-
-    Raises:
-        FactError: there is no such share; the message lists the names that there are.
-    """
+    """The one share with these fields; a ``FactError`` lists the names if there is none."""
     shares = list(table)
     for field, value in fields.items():
         choices = list(dict.fromkeys(getattr(share, field) for share in shares))
@@ -151,10 +128,6 @@ def pick(table: Iterable[Share], **fields: str) -> Interval:
 
 
 def require_facts(facts: Any) -> None:
-    """Refuse anything but ``Facts``.
-
-    Raises:
-        FactError: `facts` is something else.
-    """
+    """Raise a ``FactError`` for anything but ``Facts``."""
     if not isinstance(facts, Facts):
         raise FactError(f"the facts are a {type(facts).__name__}; give them as Facts, as in Facts([...])")

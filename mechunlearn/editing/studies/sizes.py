@@ -218,7 +218,9 @@ def _ranked(hm: HookedModel, edit: Edit, by: By) -> algebra.Ranked:
     removed, zeroing = [], []
     for delta in deltas:
         weights = delta.slice.of(hm.params[delta.slice.name].detach()).to(delta.values)
+        # A mask turns W into m W, so the share 1 - m that it takes away is -delta / W; 0 where delta is 0.
         share = torch.where(delta.values == 0, 0.0, -delta.values / weights)
+        # Negated, so that not-a-numbers are among them.
         odd = ~((share >= -_SLACK) & (share <= 1 + _SLACK))
         if bool(odd.any()):
             raise EditError(
@@ -237,7 +239,7 @@ def _nonzero(deltas: Sequence[algebra.Delta]) -> int:
 
 @dataclass(frozen=True)
 class _Questions:
-    """The encoded questions about some facts, and the number of the fact that each is about."""
+    """Encoded questions about some facts; ``rows`` holds the number of the fact that each is about."""
 
     prepared: Prepared
     rows: tuple[int, ...]

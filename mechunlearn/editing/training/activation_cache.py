@@ -31,13 +31,7 @@ Compute = Callable[[list[int]], list[Float[Tensor, "rows ..."]]]
 
 @dataclass(eq=False)
 class CacheBudget:
-    """The memory and disk of :class:`Limits` that no cache has taken yet.
-
-    Args:
-        memory: bytes left in memory.
-        disk: bytes left on disk.
-        folder: a folder on that disk.
-    """
+    """The bytes of memory and disk that :class:`Limits` allow and that no cache has taken yet."""
 
     memory: int
     disk: int
@@ -49,7 +43,8 @@ class CacheBudget:
         return cls(limits.memory, limits.disk, limits.folder)
 
     def take(self, size: int) -> tuple[int, bool]:
-        """Take up to so many bytes; gives how many there were, and whether they are on disk."""
+        """Take up to ``size`` bytes; return how many were granted, and whether they are on disk."""
+        # A cache is in one place: on disk only if memory cannot hold all of it, and the disk holds more.
         if size > self.memory and self.disk > self.memory:
             granted = min(size, self.disk)
             self.disk -= granted
@@ -63,14 +58,9 @@ class CacheBudget:
 class ActivationCache:
     """The cached rows of many examples.
 
-    Args:
-        starts: where each example's rows begin, and where the last's end.
-        compute: gives the rows of some examples.
-        folder: a folder on the disk.
-        chunk: how many examples are computed together.
-        fitting: how many examples fit; the others are computed at each use.
-        on_disk: whether they are cached on disk.
-        computed: how many examples were computed so far.
+    ``starts`` holds where each example's rows begin, and at last where all end. The first ``fitting``
+    examples are cached, computed ``chunk`` at a time; the others are computed at each use. ``computed``
+    counts the examples that were computed so far.
     """
 
     starts: Sequence[int]
@@ -88,14 +78,9 @@ class ActivationCache:
     def of(
         cls, counts: Sequence[int], compute: Compute, budget: CacheBudget, *, width: int, chunk: int = CHUNK
     ) -> ActivationCache:
-        """Make an empty cache.
+        """An empty cache of examples with ``counts`` rows, each ``width`` bytes.
 
-        Args:
-            counts: how many rows each example has.
-            compute: gives the rows of some examples, without gradient.
-            budget: what the cache takes its bytes from.
-            width: bytes of a row.
-            chunk: how many examples are computed together.
+        ``compute`` gives the rows of some examples, without gradient.
         """
         starts = (0, *accumulate(counts))
         # Taken now and not at the first use, so that what fits does not depend on what is used first.
@@ -107,16 +92,12 @@ class ActivationCache:
         return len(self.starts) - 1
 
     def get(self, examples: Sequence[int]) -> list[Float[Tensor, "rows ..."]]:
-        """The rows of some examples, computed now if they are not cached yet.
-
-        Args:
-            examples: their numbers.
-        """
+        """The rows of some examples, by their numbers; computed now if they are not cached yet."""
         missing = {i // self.chunk for i in examples if i < self.fitting and i not in self._filled}
         for number in sorted(missing):
             first = number * self.chunk
             self._fill(list(range(first, min(len(self), first + self.chunk))))
-        # Those that do not fit are computed as they are asked for, each once.
+        # What does not fit is computed at each use, every example once.
         beyond = [i for i in dict.fromkeys(examples) if i not in self._filled]
         rows = dict(zip(beyond, self._compute(beyond), strict=True)) if beyond else {}
         return [rows[i] if i in rows else self._row(i) for i in examples]
@@ -139,7 +120,7 @@ class ActivationCache:
         return flat[self.starts[example] : self.starts[example + 1]].to(self._device)
 
     def _opened(self, like: Tensor | None) -> Tensor:
-        """The flat tensor, made like the first rows that go in."""
+        """The flat tensor, made at the first use with the dtype and width of the rows ``like``."""
         if self._flat is None and like is not None:
             shape = (self.starts[self.fitting], *like.shape[1:])
             self._device = like.device

@@ -30,12 +30,9 @@ Records = list[dict[str, float]]
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run of training; each replaces the last.
+    """The checkpoints of one run, every ``every`` steps; each replaces the last.
 
-    Args:
-        folder: the folder of the file; made if needed.
-        every: steps between two checkpoints.
-        fingerprint: a hash of what is trained on what.
+    ``fingerprint`` is a hash of all that decides the run's outcome.
     """
 
     folder: Path
@@ -48,11 +45,7 @@ class Checkpoints:
         return self.folder / FILE
 
     def prepare(self) -> None:
-        """Make the folder before training, so that nothing is lost if that fails.
-
-        Raises:
-            DataError: it cannot be made.
-        """
+        """Make the folder before training, so that nothing is lost if that fails with a ``DataError``."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -63,14 +56,7 @@ class Checkpoints:
     def save(
         self, run: Optimization, stopping: EarlyStopping | None, history: Records, *, done: bool
     ) -> None:
-        """Write a checkpoint in place of the last.
-
-        Args:
-            run: the run.
-            stopping: its early stopping, if it has one.
-            history: the records of the steps so far.
-            done: whether training has ended.
-        """
+        """Write a checkpoint in place of the last; ``done`` tells whether training has ended."""
         tensors = {f"trained.{i}": t for i, t in enumerate(run.trained.tensors)}
         loose: dict[str, Any] = {}
         for i, state in run.optimizer.state_dict()["state"].items():
@@ -78,6 +64,7 @@ class Checkpoints:
         _sort(run.state, "state", tensors, loose)
         if stopping is not None:
             tensors |= {f"best.{i}": t for i, t in enumerate(stopping.best)}
+            # JSON has no -inf, which is the value before the first measurement.
             loose["judge"] = [stopping.step, stopping.value if stopping.best else None]
         record = {
             "fingerprint": self.fingerprint,
@@ -93,17 +80,9 @@ class Checkpoints:
         )
 
     def load(self, run: Optimization, stopping: EarlyStopping | None) -> tuple[Records, bool]:
-        """Put a run where the checkpoint left it, if there is one.
+        """Put a new run where the checkpoint left it; gives the records so far, and whether it has ended.
 
-        Args:
-            run: the run, before its first step.
-            stopping: its early stopping, if it has one.
-
-        Returns:
-            The records of the steps so far, and whether training has ended.
-
-        Raises:
-            DataError: the file is damaged, or of a run of another kind.
+        A ``DataError`` is raised if the file is damaged, or of another run.
         """
         for orphan in self.folder.glob(f"{FILE}.*"):  # the draft of a process that was killed while it wrote
             orphan.unlink(missing_ok=True)
@@ -116,6 +95,7 @@ class Checkpoints:
         loose = record["loose"]
         count = len(run.trained.tensors)
         states = {i: _gather(f"optimizer.{i}", tensors, loose) for i in range(count)}
+        # Only the moments are stored: rate and decay are the recipe's. Plain SGD has no state at all.
         groups = run.optimizer.state_dict()["param_groups"]
         run.optimizer.load_state_dict(
             {"state": {i: state for i, state in states.items() if state}, "param_groups": groups}
@@ -143,16 +123,9 @@ class Checkpoints:
 def fingerprint(
     run: Optimization, stopping: EarlyStopping | None, *, model: str, sites: Iterable[object]
 ) -> str:
-    """A hash of everything that decides the outcome of a run.
+    """A hash of everything that decides the outcome of a run; ``model`` is the model's identity.
 
-    Args:
-        run: the run.
-        stopping: its early stopping, if it has one.
-        model: the identity of the model.
-        sites: the localization.
-
-    Raises:
-        TrainingError: the objective's representation does not tell its options.
+    A ``TrainingError`` is raised if the objective's representation does not tell its options.
     """
     name = repr(run.recipe.objective)
     if " object at 0x" in name:

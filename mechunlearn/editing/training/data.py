@@ -42,7 +42,7 @@ LOGITS = 1 << 27
 
 @dataclass(eq=False)
 class _Source:
-    """One split with one answer: its variants, and the caches of each."""
+    """One split with one answer: its variants, and the caches of each; no states if no block is skipped."""
 
     variants: tuple[Batch, ...]
     states: tuple[ActivationCache | None, ...]
@@ -53,14 +53,8 @@ class _Source:
 class DataFeed:
     """Draws examples step by step, and gives an objective the outputs it requests.
 
-    Args:
-        runner: runs the model with the weights of a step.
-        frozen: the unedited weights of the parameters that are trained.
-        requests: what the objective declared.
-        sources: the examples, by split and answer.
-        orders: the order of the examples of each split.
-        batch_size: questions of each split a step, and a quarter as many texts.
-        micro_batches: parts that a step's examples are run in, one after the other.
+    ``frozen`` holds the unedited weights of the trained parameters. A step takes ``batch_size`` questions of
+    each split and a quarter as many texts, in ``micro_batches`` parts that are run one after the other.
     """
 
     runner: Runner
@@ -86,23 +80,13 @@ class DataFeed:
         micro_batches: int = 1,
         corpus: Batch | None = None,
     ) -> DataFeed:
-        """Encode the examples that will be read.
+        """Encode the examples that are read, and reserve the caches.
 
-        Args:
-            hm: the unedited model.
-            runner: runs the model; it enters no later than the first block that is read.
-            requests: what the objective declared.
-            facts: the forget and retain sets and text.
-            frozen: the unedited weights of the parameters that are trained.
-            budget: memory and disk for the caches.
-            batch_size: questions of each split a step, and a quarter as many texts.
-            seed: seed of the order of the examples, and of answers that are drawn.
-            micro_batches: parts that a step's examples are run in.
-            corpus: encoded text with labels of its own.
+        ``runner`` enters no later than the first block that is read. ``seed`` is that of the order of the
+        examples and of sampled answers. ``corpus`` is encoded text with labels of its own.
 
-        Raises:
-            FactError: a set that is read is empty, or a fact lacks the answer that is read.
-            TrainingError: a set has fewer examples than there are parts.
+        A ``FactError`` is raised if a set that is read is empty or a fact lacks the answer that is read, a
+        ``TrainingError`` if a set has fewer examples than there are parts.
         """
         sources: dict[Key, _Source] = {}
         feed = cls(runner, frozen, requests, sources, {}, batch_size, micro_batches)
@@ -137,17 +121,13 @@ class DataFeed:
             for key, source in self.sources.items():
                 rows, turn = drawn[key[0]]
                 low, high = (len(rows) * n // self.micro_batches for n in (number, number + 1))
+                # Every pass over the questions uses the next variant of their answers.
                 part[key] = (turn % len(source.variants), rows[low:high])
             parts.append(part)
         return parts
 
     def read(self, part: MicroBatch, weights: Mapping[str, Tensor]) -> dict[str, Outputs]:
-        """Run a micro-batch, and give the outputs that each request asks for.
-
-        Args:
-            part: one of what :meth:`draw` gave.
-            weights: the trained parameters, as functions of the trained tensors.
-        """
+        """The outputs of each request on a micro-batch, with the trained parameters set to ``weights``."""
         outputs: dict[str, Outputs] = {}
         references: dict[str, dict[str, Tensor]] = {}
         # What is cached must come from the unedited model, also where it is computed at this very step.
@@ -165,7 +145,7 @@ class DataFeed:
         return outputs
 
     def computed(self) -> int:
-        """How many entry states and references were computed so far, in examples."""
+        """How many entry states and references were computed so far, counted in examples."""
         caches = [
             cache
             for source in self.sources.values()
@@ -199,6 +179,7 @@ class DataFeed:
         caches = {}
         for name, request in requests.items():
             if request.reference is not None:
+                # Hidden states need no logits; the other references do, even if the request reads none.
                 request = replace(request, logits=request.reference != "hidden")
                 caches[name] = self._reference(key, variant, request, budget)
         return caches
@@ -207,6 +188,7 @@ class DataFeed:
         batch = self.sources[key].variants[variant]
         counts = (labels_of(batch, request) != IGNORED).sum(1).tolist()
         vocabulary = self.runner.hm.hf.config.get_text_config().vocab_size
+        # Logits are by far the largest, so their chunks are cut to at most LOGITS numbers.
         chunk = max(1, min(CHUNK, LOGITS // (max(counts) * vocabulary))) if request.logits else CHUNK
 
         def compute(rows: list[int]) -> list[Float[Tensor, "rows ..."]]:
@@ -222,7 +204,7 @@ class DataFeed:
         return ActivationCache.of(counts, compute, budget, width=self._bytes(request.reference), chunk=chunk)
 
     def _bytes(self, reference: Reference | None) -> int:
-        """Bytes of a reference at one position; those of ``"hidden"`` are an entry state's."""
+        """Bytes of a reference at one position; an entry state takes as many as ``"hidden"``."""
         config = self.runner.hm.hf.config.get_text_config()
         dtype: torch.dtype = self.runner.hm.hf.get_input_embeddings().weight.dtype
         if reference == "hidden":
@@ -235,10 +217,7 @@ class DataFeed:
     ) -> dict[str, Outputs]:
         """Run the model once on a batch, and pick out of it what each request asks for.
 
-        Args:
-            batch: the examples.
-            requests: all that are served by this run.
-            state: what enters the first edited block; None to run the whole model.
+        ``state`` is what enters the first edited block; None to run the whole model.
         """
         labels = {name: labels_of(batch, request) for name, request in requests.items()}
         # A position sees only those before it: what comes after the last that is read need not be fed.
@@ -270,7 +249,7 @@ class DataFeed:
         return outputs
 
     def release(self) -> None:
-        """Free the caches now: they and the feed refer to each other, so Python would wait to free them."""
+        """Free the caches now: they and the feed refer to each other, so Python would free them late."""
         self.sources.clear()
 
     def batches(self) -> Iterator[Batch]:

@@ -30,17 +30,9 @@ if TYPE_CHECKING:
 class EarlyStopping:
     """Measures success and retention, and copies the deltas of the best step.
 
-    Args:
-        stop: the criterion.
-        aim: what counts as success, ``"new"`` or ``"forget"``.
-        forget: the validation questions of the forget set.
-        retain: those of the retain set; without any, retention counts as 1.
-        runner: runs the model.
-        trained: the trained tensors.
-        budget: the memory for cached states.
-        best: the deltas of the best step so far.
-        step: the number of the best step; 0 before the first measurement.
-        value: the value of the best step.
+    ``aim`` is what counts as success: ``"new"`` (the new answer is given) or ``"forget"`` (the old one is
+    not). ``forget`` and ``retain`` are validation questions; without ``retain``, retention counts as 1.
+    ``best``, ``step`` and ``value`` are the best step's deltas, number (0 if none) and ``Stop.value``.
     """
 
     stop: Stop
@@ -67,17 +59,7 @@ class EarlyStopping:
         runner: Runner,
         budget: CacheBudget,
     ) -> EarlyStopping:
-        """Encode the validation questions for one run of training.
-
-        Args:
-            hm: the model, which is only read.
-            stop: the criterion.
-            objective: the objective, which says what counts as success.
-            facts: the forget and retain sets.
-            trained: the trained tensors.
-            runner: runs the model.
-            budget: the memory for cached states.
-        """
+        """Encode the validation questions; the objective decides what counts as success."""
         forget, retain = (prepare(hm, _validation(split)) for split in (facts.forget, facts.retain))
         return cls(stop, objective.aim, forget, retain, runner, trained, budget)
 
@@ -87,14 +69,7 @@ class EarlyStopping:
 
     @torch.no_grad()
     def measure(self, step: int) -> dict[str, float]:
-        """Measure the deltas as they are, and copy them if they are the best so far.
-
-        Args:
-            step: the number of the step.
-
-        Returns:
-            ``success`` and ``retention``, as shares.
-        """
+        """Measure ``success`` and ``retention``, as shares; copy the deltas if they are the best so far."""
         self.runner.set_weights(self.trained.changed())
         with self.runner.remembering(self._memory, self.budget):
             outcome = score(self.runner.hm, self.forget)

@@ -36,14 +36,7 @@ Answered = str | tuple[str, ...] | Sampled
 
 @dataclass
 class Order:
-    """The order in which the examples of a split come.
-
-    Args:
-        total: how many examples there are.
-        random: the random generator that decides the order.
-        queue: the examples that come next.
-        drawn: how many examples came so far.
-    """
+    """The order in which ``total`` examples come; ``queue`` holds the next, ``drawn`` counts the past."""
 
     total: int
     random: random.Random
@@ -54,6 +47,7 @@ class Order:
         """The next examples (all, if fewer than ``count`` exist), and the pass that the first belongs to."""
         count = min(count, self.total)
         turn, self.drawn = self.drawn // self.total, self.drawn + count
+        # Where a step takes the whole set, its order does not matter, and no random number is used.
         if count == self.total:
             return list(range(self.total)), turn
         while len(self.queue) < count:
@@ -86,17 +80,10 @@ def key_of(request: Request) -> tuple[str, str]:
 def variants(
     hm: HookedModel, facts: Facts, corpus: Batch | None, request: Request, *, seed: int
 ) -> tuple[Batch, ...]:
-    """Encode the examples of a request, once per variant of its answer.
+    """Encode the examples of a request, once per variant of its answer; ``seed`` is that of the answers.
 
-    Args:
-        hm: the unedited model; it is run only if it is to give answers itself.
-        facts: the forget and retain sets and text.
-        corpus: encoded text with labels of its own.
-        request: the split and the answer.
-        seed: seed of answers that are drawn.
-
-    Raises:
-        FactError: the split is empty, or a fact lacks the answer.
+    The unedited model is run only if it is to give answers itself. A ``FactError`` is raised if the split is
+    empty, or if a fact lacks the answer.
     """
     if request.split == "corpus":
         return (_corpus(hm, corpus),)
@@ -114,6 +101,7 @@ def labels_of(batch: Batch, request: Request) -> Int[Tensor, "batch pos"]:
     if request.positions == "answer":
         return batch.labels
     labels = torch.full_like(batch.tokens, IGNORED)
+    # Position i predicts token i + 1; padding is not predicted.
     labels[:, :-1] = batch.tokens[:, 1:].masked_fill(batch.mask[:, 1:] == 0, IGNORED)
     return labels
 
@@ -121,10 +109,11 @@ def labels_of(batch: Batch, request: Request) -> Int[Tensor, "batch pos"]:
 def _answers(
     hm: HookedModel, questions: Sequence[Fact], answer: tuple[str, ...] | Sampled, seed: int
 ) -> list[tuple[str, ...]]:
-    """One answer per question, once per variant."""
+    """The variants, each with one answer per question."""
     if isinstance(answer, Sampled):
         drawn = sample_answers(hm, questions, answer, seed=seed)
         return list(zip(*drawn, strict=True))
+    # Seeded apart from the order of the questions, which must not depend on the answers.
     rng = random.Random(f"{seed} answers")
     shuffled = [rng.sample(answer, len(answer)) for _ in questions]
     return list(zip(*shuffled, strict=True))

@@ -87,7 +87,7 @@ def edit(
         callback: called after every step with its number and the loss terms; returns True to end training.
 
     Raises:
-        LocalizationError: the localization is empty, or is none.
+        LocalizationError: the localization is empty, or not a ``Localization``.
         SiteError: a site is not of this model.
         FactError: a set that the objective reads is empty, or a fact has no new answer.
         TrainingError: an option is out of range, or the loss is not finite, or diverges.
@@ -184,7 +184,7 @@ def _edited(
 
 
 def _require(hm: HookedModel, localization: Localization, facts: Facts) -> None:
-    """Refuse a localization or facts that nothing can be fitted to."""
+    """Refuse what is not a localization or not facts, an empty localization, and sites of another model."""
     if not isinstance(localization, Localization):
         raise LocalizationError(
             f"the localization is {localization!r}; give sites as a Localization, such as hm.sites.mlps() or "

@@ -38,14 +38,8 @@ REMEDY = "the model is unchanged. Lower lr, or use a bounded objective such as F
 class Optimization:
     """One run of an optimiser on the trained tensors.
 
-    Args:
-        recipe: objective and options.
-        trained: the trained tensors.
-        runner: runs the model.
-        feed: gives the objective what it reads.
-        optimizer: the optimiser of the trained tensors.
-        state: the state that the objective carries from step to step.
-        first: the first loss; a later one that is far above it has diverged.
+    ``state`` is what the objective carries from step to step; ``first`` is the first loss, which decides
+    when a later one has diverged.
     """
 
     recipe: Recipe
@@ -68,24 +62,12 @@ class Optimization:
         budget: CacheBudget,
         checkpointing: bool,
     ) -> Optimization:
-        """Get ready for the first step.
-
-        Args:
-            hm: the model, which is only read.
-            recipe: objective and options.
-            localization: the sites that are trained.
-            facts: the facts that are trained on.
-            corpus: encoded text with labels of its own.
-            budget: memory and disk for the caches.
-            checkpointing: recompute the insides of blocks in the backward pass.
-
-        Raises:
-            TrainingError: the optimiser is unknown, or cannot train these tensors.
-        """
+        """Prepare the first step; a ``TrainingError`` if the optimiser cannot train these tensors."""
         requests = recipe.objective.requests
         trained = Trained.at(hm, localization, masked=isinstance(recipe.objective, Masking))
         # Made first: a mistake in its arguments is found before anything is encoded or run.
         optimizer = _optimizer(recipe, trained.tensors)
+        # The embedding has no layer, and what it changes enters block 0.
         entry = first_block(hm, min(site.layer or 0 for site in localization), requests)
         runner = Runner.of(hm, trained.shapes, entry=entry, checkpointing=checkpointing)
         feed = DataFeed.of(
@@ -103,13 +85,9 @@ class Optimization:
         return cls(recipe, trained, runner, feed, optimizer)
 
     def step(self, number: int) -> dict[str, float]:
-        """Take a step, and give the loss terms before it.
+        """Take a step, numbered from 1, and return the loss terms before it.
 
-        Args:
-            number: the number of the step, from 1.
-
-        Raises:
-            TrainingError: the loss is not finite, or diverges.
+        A ``TrainingError`` is raised if the loss is not finite, or diverges.
         """
         parts = self.feed.draw()
         totals: dict[str, Tensor] = {}
@@ -121,6 +99,7 @@ class Optimization:
                 totals[name] = totals.get(name, torch.zeros((), device=term.device)) + term.detach() * share
             self._check(terms, number)
             self._backward(torch.stack(list(terms.values())).sum() * share)
+        # Frees the weights of this step with their graph, which the runner would hold until the next.
         self.runner.set_weights(self.trained.frozen)
         options = self.recipe.optimizer
         if options.clip is not None:
@@ -174,7 +153,7 @@ class Optimization:
 
 
 def _require_terms(terms: Any, objective: object) -> None:
-    """Refuse what an objective of the user's gave, if it is no loss."""
+    """Raise a ``TrainingError`` if an objective did not return a mapping to scalar tensors."""
     fine = isinstance(terms, Mapping) and bool(terms)
     fine = fine and all(isinstance(term, Tensor) and not term.ndim for term in terms.values())
     if not fine:
@@ -190,6 +169,7 @@ def _optimizer(recipe: Recipe, tensors: Sequence[Tensor]) -> torch.optim.Optimiz
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         usual = ["Adam", "AdamW", "SGD", "RMSprop"]
         raise TrainingError(one_of("optimizer", name, usual) + ", or another of torch.optim")
+    # One kernel for all tensors, of which there may be many small ones.
     fused = {"fused": True} if kind in (torch.optim.Adam, torch.optim.AdamW) else {}
     try:
         make: Any = kind  # the root class, which mypy sees here, has no such arguments

@@ -37,12 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Output:
-    """The outputs of a run.
-
-    Args:
-        logits: the logits at the requested positions.
-        hidden: the residual stream after each requested block.
-    """
+    """The logits at the requested positions, and the residual stream after each requested block."""
 
     logits: Float[Tensor, "row column d_vocab"]
     hidden: Mapping[int, Float[Tensor, "row pos d_model"]]
@@ -50,13 +45,10 @@ class Output:
 
 @dataclass(eq=False)
 class Runner:
-    """A model that can be entered at one block.
+    """A working copy of a model that can be entered at block ``entry``; 0 if no block can be skipped.
 
-    Args:
-        hm: a working copy of the model.
-        entry: the first block that may change; 0 if none can be skipped.
-        checkpointing: recompute the insides of blocks in the backward pass instead of keeping them.
-        reason: why the whole model is run each time; empty if it is entered at ``entry``.
+    ``checkpointing`` recomputes the insides of blocks in the backward pass instead of keeping them.
+    ``reason`` tells why the whole model is run each time; empty if it is entered.
     """
 
     hm: HookedModel
@@ -78,11 +70,8 @@ class Runner:
     ) -> Runner:
         """A runner over a model's tensors, checked on two short rows.
 
-        Args:
-            hm: the model, which is only read.
-            trained: names of the parameters that :meth:`set_weights` will set.
-            entry: the first block that may change.
-            checkpointing: recompute the insides of blocks in the backward pass.
+        ``trained`` names the parameters that :meth:`set_weights` will set; ``entry`` is the first block that
+        may change.
         """
         runner = cls(working_copy(hm), entry, checkpointing)
         runner._freeze()
@@ -101,11 +90,7 @@ class Runner:
         return self.entry > 0
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Set trained parameters to tensors that gradients may flow through.
-
-        Args:
-            weights: tensors by the names that the runner was made for.
-        """
+        """Set parameters, named when the runner was made, to tensors that gradients may flow through."""
         for name, weight in weights.items():
             for module, attribute in self._uses[name]:
                 setattr(module, attribute, weight)
@@ -119,15 +104,10 @@ class Runner:
         hidden: Iterable[int] = (),
         state: Float[Tensor, "row pos d_model"] | None = None,
     ) -> Output:
-        """Run some rows.
+        """Run some rows; ``mask`` is 1 at real tokens.
 
-        Args:
-            tokens: the tokens.
-            mask: 1 at real tokens.
-            columns: positions whose logits are read; with none, nothing above the last block of ``hidden``
-                is run.
-            hidden: blocks whose outputs are read.
-            state: the entry state, if it is known: then the blocks below are skipped.
+        ``columns`` are the positions whose logits are read; with none, nothing above the last block of
+        ``hidden``, the blocks whose outputs are read, is run. With an entry state, no block below is.
         """
         self._state, self._read, self._hidden = state, frozenset(hidden), {}
         self._last = None if len(columns) else max(self._read)
@@ -151,9 +131,7 @@ class Runner:
     def remembering(self, memory: dict[bytes, Tensor], budget: CacheBudget) -> Iterator[None]:
         """Skip the blocks below for inputs that were run before, whoever runs the model.
 
-        Args:
-            memory: the entry states by the bytes of their inputs; filled here.
-            budget: the memory they may take.
+        ``memory`` holds the entry states by the bytes of their inputs; it is filled here, within ``budget``.
         """
         keys: list[bytes] = []
 
@@ -219,6 +197,7 @@ class Runner:
         """Take the place of a block: skip it, enter it with the entry state, or run it as it is."""
         if self._state is not None and layer < self.entry:
             skipped = args[0] if args else kwargs["hidden_states"]
+            # Known by now: the check of the model ran all blocks before it skipped any.
             return (skipped,) if self._wrapped else skipped
         if self._state is not None and layer == self.entry:
             args, kwargs = _entering(args, kwargs, self._state)
@@ -248,6 +227,7 @@ class Runner:
                 # Other tokens in between, so that nothing a lower block left behind is right by accident.
                 self.run(tokens.flip(0), mask, columns=columns)
                 actual = self.run(tokens, mask, columns=columns, state=state).logits
+        # A subclass of RuntimeError, but no sign of a model that cannot be entered.
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
@@ -267,15 +247,9 @@ def _entering(args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> t
 
 
 def first_block(hm: HookedModel, entry: int, requests: Mapping[str, Request]) -> int:
-    """The block at which runs may begin: the first that is edited, or an earlier one that is read.
+    """The block at which runs may begin: the first edited one (``entry``), or an earlier one that is read.
 
-    Args:
-        hm: the model.
-        entry: the first block that is edited.
-        requests: what the objective declared.
-
-    Raises:
-        SiteError: a block whose output is read does not exist.
+    A ``SiteError`` is raised if a block whose output is read does not exist.
     """
     layers = hm.sites.shape.n_layers
     read = {name: request.hidden for name, request in requests.items() if request.hidden is not None}

@@ -31,23 +31,9 @@ if TYPE_CHECKING:
 def sample_answers(
     hm: HookedModel, facts: Sequence[Fact], how: Sampled, *, seed: int
 ) -> list[tuple[str, ...]]:
-    """Draw wrong answers to every question from the model.
+    """``how.samples`` wrong answers to every question, drawn from the model; they may repeat.
 
-    Args:
-        hm: the model, which is only run.
-        facts: the questions.
-        how: how many to draw, and at which temperature.
-        seed: seed of the draws; the global random state is neither used nor moved.
-
-    Returns:
-        ``how.samples`` answers for each question; they may repeat.
-
-    Example:
-        >>> from mechunlearn.editing.training.sampled_answers import sample_answers
-        >>> hm, fact = mu.world.model(), mu.world.facts().forget[0]
-        >>> (answers,) = sample_answers(hm, [fact], mu.objectives.Sampled(samples=2), seed=0)
-        >>> len(answers), fact.answer in answers
-        (2, False)
+    The global random state is neither used nor moved.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[int, tuple[str, ...]] = {}
@@ -63,6 +49,7 @@ def sample_answers(
 def _options(
     hm: HookedModel, facts: Sequence[Fact], how: Sampled, generator: torch.Generator
 ) -> list[tuple[str, ...]]:
+    # Drawn on the CPU, where the generator is, so that a seed means the same on every device.
     scores = option_logprobs(hm, facts).double().cpu() / how.temperature
     for row, fact in zip(scores, facts, strict=True):
         for column, option in enumerate(fact.options):
@@ -85,6 +72,7 @@ def _tokens(
     start, right = int(question.answer_positions[0, 0]) + 1, question.answer_ids[0]
     tokens = question.tokens[:, :start].expand(how.samples, -1)
     answer = fact.answer.strip()
+    # Tokens that are blank as text are among them, since the right answer could still follow these.
     begins = torch.tensor([answer.startswith(word) for word in words], device=tokens.device)
     for step in range(int((right != IGNORED).sum())):
         logits = _next(hm, tokens) / how.temperature

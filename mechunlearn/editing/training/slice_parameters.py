@@ -25,13 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """The trainable tensors, and the frozen weights they change.
+    """The trainable tensors, one per slice, and the frozen weights they change.
 
-    Args:
-        slices: the slices of parameters they belong to, at most one per parameter.
-        tensors: one per slice.
-        frozen: the parameters that are changed, without gradient.
-        masked: whether the tensors are the shares of each weight that are taken away.
+    A parameter has at most one slice. If ``masked``, the tensors are the shares of each weight that are
+    taken away, from 0 to 1.
     """
 
     slices: tuple[Slice, ...]
@@ -41,21 +38,13 @@ class Trained:
 
     @classmethod
     def at(cls, hm: HookedModel, localization: Localization, *, masked: bool = False) -> Trained:
-        """Start at zero everywhere in a localization.
-
-        Args:
-            hm: the model, which is only read.
-            localization: sites of this model.
-            masked: train the share of each weight that is taken away.
-
-        Raises:
-            SiteError: a site is not of this model.
-        """
+        """Start at zero everywhere in a localization; a ``SiteError`` if a site is not of this model."""
         slices = hm.slices(localization)
         frozen = {s.name: hm.params[s.name].detach() for s in slices}
         tensors = []
         for s in slices:
             weight = frozen[s.name]
+            # The optimiser's small steps would be rounded away in half precision.
             dtype = torch.promote_types(weight.dtype, torch.float32)
             zeros = torch.zeros(s.shape(weight.shape), dtype=dtype, device=weight.device)
             tensors.append(zeros.requires_grad_())
@@ -100,10 +89,6 @@ class Trained:
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
-        """Set the trained tensors, bit for bit.
-
-        Args:
-            tensors: one per slice.
-        """
+        """Set the trained tensors, one per slice, bit for bit."""
         for current, saved in zip(self.tensors, tensors, strict=True):
             current.copy_(saved)
