@@ -27,22 +27,30 @@ def test_all_is_sorted_and_names_everything_that_is_imported_on_purpose() -> Non
 
 def test_the_public_names_are_these() -> None:
     values = {
+        "ClassResult",
+        "CountCurve",
+        "Delta",
         "Edit",
         "EdgeScores",
+        "EditSequence",
+        "Engine",
         "Fact",
         "Facts",
+        "History",
         "Hook",
         "HookedModel",
         "Limits",
         "Localization",
         "Optimizer",
+        "Recipe",
         "Report",
         "Scores",
         "Site",
+        "SizeCurve",
         "Stop",
     }
     corruptions = {"MeanAblation", "Noise", "OtherSubject", "Resample", "ZeroAblation"}
-    hooks = {"ablate", "cache", "noise", "patch", "steer"}
+    hooks = {"ablate", "cache", "noise", "patch", "patch_middle", "steer"}
     verbs = {
         "activation_patch",
         "attribution",
@@ -60,10 +68,12 @@ def test_the_public_names_are_these() -> None:
         "forget_class",
         "logit_lens",
         "noised_embeddings",
+        "paired_difference",
         "path_hooks",
         "path_lookup",
         "path_patch",
         "probe",
+        "refit",
         "score",
         "trace_hooks",
         "validate",

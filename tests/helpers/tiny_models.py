@@ -7,11 +7,14 @@ where the family ties them, and the tokenizer has no pad token.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from mechunlearn.models.hooked import HookedModel
 
 FAMILIES = ("gpt2", "neox", "llama", "mistral", "qwen2", "gemma2")
 LAYERS, HEADS, KV_HEADS, D_MODEL, D_MLP, VOCAB = 2, 4, 2, 32, 48, 96
@@ -69,3 +72,15 @@ def memory_tokenizer() -> Any:
     inner.decoder = decoders.ByteLevel()
     build: Any = transformers.PreTrainedTokenizerFast
     return build(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+
+
+@cache
+def tiny_llama() -> HookedModel:
+    """One tiny model (read-only), for property tests, which take no fixture that is made anew."""
+    return HookedModel.from_hf(hf_model("llama"), memory_tokenizer())
+
+
+@cache
+def double_llama() -> HookedModel:
+    """The same in float64 (read-only)."""
+    return tiny_llama().to(torch.float64)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_facts import made
-from helpers.tiny_models import hf_model, memory_tokenizer
+from helpers.tiny_models import double_llama, hf_model, memory_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,7 +21,6 @@ from mechunlearn.errors import EditError, SiteError
 from mechunlearn.models.arch import Slice
 from mechunlearn.models.hooked import HookedModel
 
-DOUBLE = HookedModel.from_hf(hf_model("llama"), memory_tokenizer()).to(torch.float64)
 SITES = ("L0.mlp", "L1.head[2]", "L1.kv[0]", "L1.mlp.neuron[3]", "L1.mlp.neuron[9]", "embed")
 PLACES = (
     *SITES,
@@ -42,7 +41,7 @@ def disjoint(names: tuple[str, ...]) -> bool:
 
 
 edits = st.builds(
-    lambda sites, seed: made(DOUBLE, *sites, seed=seed, arch=DOUBLE.arch),
+    lambda sites, seed: made(double_llama(), *sites, seed=seed, arch=double_llama().arch),
     st.sets(st.sampled_from(SITES), min_size=1),
     st.integers(0, 99),
 )
@@ -53,7 +52,7 @@ algebra = settings(max_examples=15, deadline=None)
 
 def vector(edit: Edit) -> Tensor:
     """Everything an edit adds to the model, by its own deltas alone."""
-    change = {name: torch.zeros_like(p) for name, p in DOUBLE.params.items()}
+    change = {name: torch.zeros_like(p) for name, p in double_llama().params.items()}
     for delta in edit.deltas:
         delta.slice.add_(change[delta.slice.name], delta.values)
     return torch.cat([part.flatten() for part in change.values()]).detach()
@@ -61,8 +60,8 @@ def vector(edit: Edit) -> Tensor:
 
 def inside(place: Localization) -> Tensor:
     """Which weights a localization holds."""
-    holds = {name: torch.ones_like(p) for name, p in DOUBLE.params.items()}
-    for part in DOUBLE.slices(place):
+    holds = {name: torch.ones_like(p) for name, p in double_llama().params.items()}
+    for part in double_llama().slices(place):
         part.zero_(holds[part.name])
     return torch.cat([part.flatten() for part in holds.values()]) == 0
 
@@ -108,11 +107,11 @@ def test_rows_and_columns_of_one_parameter_are_added_over_the_whole() -> None:
 
 
 def test_a_sum_was_made_where_its_terms_were() -> None:
-    made_here = made(DOUBLE, "L0.mlp", made_on="here")
+    made_here = made(double_llama(), "L0.mlp", made_on="here")
     nothing = Edit((), Localization())
     assert (made_here - made_here).made_on == (nothing + made_here).made_on == "here"
     assert (made_here + replace(made_here, made_on="there")).made_on == ""
-    assert (nothing + made(DOUBLE, "L0.mlp", arch=DOUBLE.arch)).arch is DOUBLE.arch
+    assert (nothing + made(double_llama(), "L0.mlp", arch=double_llama().arch)).arch is double_llama().arch
 
 
 # -- restricting -----------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ def test_restricting_keeps_what_lies_inside_and_nothing_else(edit: Edit, place: 
 @algebra
 @given(edits, st.data())
 def test_two_restrictions_that_share_a_place_out_make_the_edit(edit: Edit, data: st.DataObject) -> None:
-    fine = edit.localization.refine("neuron", DOUBLE.sites)
+    fine = edit.localization.refine("neuron", double_llama().sites)
     some = Localization(data.draw(st.sets(st.sampled_from(sorted(fine)))))
     assert torch.equal(vector(edit.restrict(some) + edit.restrict(fine - some)), vector(edit))
     assert edit.restrict(some).localization == some
@@ -139,20 +138,20 @@ def test_two_restrictions_that_share_a_place_out_make_the_edit(edit: Edit, data:
 
 def test_restricting_across_the_axis_of_a_delta_leaves_zeros_outside() -> None:
     columns = Delta(Slice(OUT, 1, (0, 5)), torch.ones(32, 2, dtype=torch.float64))
-    edit = Edit((columns,), Localization(["L0.mlp"]), {OUT: (32, 48)}, arch=DOUBLE.arch)
+    edit = Edit((columns,), Localization(["L0.mlp"]), {OUT: (32, 48)}, arch=double_llama().arch)
     rows = Slice(OUT, 0, (3,))
     (cut,) = restricted(edit.deltas, [rows])
     assert cut.slice == columns.slice and cut.values.sum() == 2 and cut.values[3].tolist() == [1, 1]
 
 
 def test_a_place_or_an_edit_that_cannot_be_restricted_is_refused() -> None:
-    edit = made(DOUBLE, "L0.mlp")
+    edit = made(double_llama(), "L0.mlp")
     with pytest.raises(
         EditError, match=r"which weights a site has is not known.*replace\(edit, arch=hm.arch\)"
     ):
         edit.restrict(Localization(["L0.mlp"]))
     with pytest.raises(SiteError, match=r"L7.mlp is not a site of this model: its layers are L0 to L1"):
-        replace(edit, arch=DOUBLE.arch).restrict(Localization(["L7.mlp"]))
+        replace(edit, arch=double_llama().arch).restrict(Localization(["L7.mlp"]))
 
 
 # -- pruning ---------------------------------------------------------------------------------------------

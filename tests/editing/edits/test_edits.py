@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from helpers.small_facts import fit, made, weights
-from helpers.tiny_models import hf_model, memory_tokenizer
+from helpers.tiny_models import double_llama, hf_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,7 +25,6 @@ from mechunlearn.errors import EditError, LocalizationError
 from mechunlearn.models.hooked import HookedModel
 
 TOKENS = torch.arange(2, 26).reshape(2, 12)
-DOUBLE = HookedModel.from_hf(hf_model("llama"), memory_tokenizer()).to(torch.float64)
 SITES = ("L0.mlp", "L1.head[2]", "L1.kv[0]", "L1.mlp.neuron[3]", "L1.mlp.neuron[9]", "embed")
 
 
@@ -107,7 +106,7 @@ def test_an_edited_model_is_saved_as_plain_hugging_face(
 # -- algebra --------------------------------------------------------------------------------------------
 
 edits = st.builds(
-    lambda sites, seed: made(DOUBLE, *sites, seed=seed),
+    lambda sites, seed: made(double_llama(), *sites, seed=seed),
     st.sets(st.sampled_from(SITES), min_size=1),
     st.integers(0, 99),
 )
@@ -117,28 +116,28 @@ algebra = settings(max_examples=20, deadline=None)
 @algebra
 @given(edits, edits)
 def test_a_sum_changes_what_both_change_together(one: Edit, other: Edit) -> None:
-    together = changes(DOUBLE, one + other)
-    first, second = changes(DOUBLE, one), changes(DOUBLE, other)
+    together = changes(double_llama(), one + other)
+    first, second = changes(double_llama(), one), changes(double_llama(), other)
     assert alike(together, {name: first[name] + second[name] for name in first})
-    assert alike(together, changes(DOUBLE, other + one))
+    assert alike(together, changes(double_llama(), other + one))
     assert (one + other).localization == one.localization | other.localization
 
 
 @algebra
 @given(edits, st.floats(-3, 3))
 def test_a_scaled_edit_changes_so_many_times_as_much(edit: Edit, factor: float) -> None:
-    whole = changes(DOUBLE, edit)
-    assert alike(changes(DOUBLE, edit.scale(factor)), {name: factor * whole[name] for name in whole})
-    assert alike(changes(DOUBLE, edit + edit.scale(-1.0)), {name: 0 * whole[name] for name in whole})
-    assert weights(edit.scale(1.0).apply(DOUBLE)) == weights(edit.apply(DOUBLE))
-    assert weights((edit + edit.scale(-1.0)).apply(DOUBLE)) == weights(DOUBLE)
+    whole = changes(double_llama(), edit)
+    assert alike(changes(double_llama(), edit.scale(factor)), {name: factor * whole[name] for name in whole})
+    assert alike(changes(double_llama(), edit + edit.scale(-1.0)), {name: 0 * whole[name] for name in whole})
+    assert weights(edit.scale(1.0).apply(double_llama())) == weights(edit.apply(double_llama()))
+    assert weights((edit + edit.scale(-1.0)).apply(double_llama())) == weights(double_llama())
 
 
 @algebra
 @given(edits, edits)
 def test_a_sum_equals_one_edit_after_the_other(one: Edit, other: Edit) -> None:
-    after = other.apply(one.apply(DOUBLE))
-    summed = (one + other).apply(DOUBLE)
+    after = other.apply(one.apply(double_llama()))
+    summed = (one + other).apply(double_llama())
     for name, parameter in after.params.items():
         assert torch.allclose(parameter, summed.params[name], rtol=0, atol=1e-12)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.small_facts import TEXT, unchecked, weights
-from helpers.tiny_models import hf_model, memory_tokenizer
+from helpers.tiny_models import tiny_llama
 
 import mechunlearn as mu
 from mechunlearn.core.facts.collection import Facts, halves
@@ -18,7 +18,6 @@ from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.studies import classes
 from mechunlearn.editing.studies.classes import ClassResult, forget_class
 from mechunlearn.errors import FactError
-from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.scorer import score
 
 SPORTS = ("golf", "polo", "judo")
@@ -38,11 +37,10 @@ FACTS = Facts(
 )  # fmt: skip
 QUICK: dict[str, Any] = {"steps": 2, "lr": 0.05, "stop": None, "progress": False}
 PLACE = Localization(["L0.mlp", "L1.mlp"])
-LLAMA = HookedModel.from_hf(hf_model("llama"), memory_tokenizer())
 
 
 def forget(objective: Any = None, answer: str = "golf", **options: Any) -> ClassResult:
-    return forget_class(LLAMA, PLACE, objective or Inject(), FACTS, answer, **{**QUICK, **options})
+    return forget_class(tiny_llama(), PLACE, objective or Inject(), FACTS, answer, **{**QUICK, **options})
 
 
 @pytest.fixture
@@ -116,9 +114,9 @@ def test_one_new_answer_is_for_all_members_and_nothing_follows_from_their_old_on
 
 
 def test_the_model_stays_as_it_was_and_the_same_seed_gives_the_same_numbers() -> None:
-    before = weights(LLAMA)
+    before = weights(tiny_llama())
     assert forget(seed=3).table == forget(seed=3).table
-    assert weights(LLAMA) == before
+    assert weights(tiny_llama()) == before
 
 
 # -- what is scored ---------------------------------------------------------------------------------------
@@ -126,7 +124,7 @@ def test_the_model_stays_as_it_was_and_the_same_seed_gives_the_same_numbers() ->
 
 def test_the_shares_are_those_of_scoring_by_hand() -> None:
     result = forget(new="judo", seed=1)
-    models = {"untouched": LLAMA, "edited": result.edit.apply(LLAMA)}
+    models = {"untouched": tiny_llama(), "edited": result.edit.apply(tiny_llama())}
     kept = FACTS.test.where(lambda fact: fact.answer != "golf")
     for name, facts in {"trained": result.trained, "unseen": result.unseen, "maintained": kept}.items():
         by_fact = {}
@@ -157,7 +155,7 @@ def test_the_table_has_a_row_for_every_share_and_the_figure_a_bar() -> None:
 
 def test_an_objective_that_only_forgets_needs_no_new_answer() -> None:
     bare = Facts([fact.replace(new=None) for fact in FACTS], text=TEXT)
-    result = forget_class(LLAMA, PLACE, Forget(), bare, "golf", **QUICK)
+    result = forget_class(tiny_llama(), PLACE, Forget(), bare, "golf", **QUICK)
     assert {share.metric for share in result.table} == {"answer"}
     assert repr(result).startswith("ClassResult(forgetting golf;")
 
@@ -186,13 +184,13 @@ def test_a_class_has_two_members() -> None:
 def test_an_objective_that_writes_an_answer_needs_one() -> None:
     bare = Facts([fact.replace(new=None) for fact in FACTS])
     with pytest.raises(FactError, match=r"4 of 4 members of the class 'golf' have no new .* give new="):
-        forget_class(LLAMA, PLACE, Inject(), bare, "golf", **QUICK)
+        forget_class(tiny_llama(), PLACE, Inject(), bare, "golf", **QUICK)
 
 
 def test_facts_are_a_collection() -> None:
     with unchecked(), pytest.raises(FactError, match=r"the facts are a list; give them as Facts"):
         odd: Any = list(FACTS)
-        forget_class(LLAMA, PLACE, Inject(), odd, "golf", **QUICK)
+        forget_class(tiny_llama(), PLACE, Inject(), odd, "golf", **QUICK)
 
 
 def test_a_share_that_was_not_measured_is_named() -> None:

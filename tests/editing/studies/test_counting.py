@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.small_facts import TEXT, unchecked, weights
-from helpers.tiny_models import hf_model, memory_tokenizer
+from helpers.tiny_models import tiny_llama
 
 import mechunlearn as mu
 from mechunlearn.core.facts.collection import Facts
@@ -22,7 +22,6 @@ from mechunlearn.editing.objectives.likelihood import Forget, Inject
 from mechunlearn.editing.studies import counting, shares
 from mechunlearn.editing.studies.counting import CountCurve, count_curve
 from mechunlearn.errors import FactError, TrainingError
-from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.scorer import score
 
 NAMES = "Al Bo Cy Di Ed Fay".split()
@@ -36,11 +35,11 @@ FACTS = Facts(
 )
 QUICK: dict[str, Any] = {"steps": 2, "lr": 0.05, "stop": None, "progress": False}
 PLACE = Localization(["L0.mlp", "L1.mlp"])
-LLAMA = HookedModel.from_hf(hf_model("llama"), memory_tokenizer())
 
 
 def count(objective: Any = None, **options: Any) -> CountCurve:
-    return count_curve(LLAMA, PLACE, objective or Inject(), FACTS, **{"counts": (2, 4), **QUICK, **options})
+    options = {"counts": (2, 4), **QUICK, **options}
+    return count_curve(tiny_llama(), PLACE, objective or Inject(), FACTS, **options)
 
 
 @cache
@@ -58,16 +57,16 @@ def test_every_count_is_the_recipe_fitted_anew_on_the_first_so_many_facts(
         return mu.edit(hm, localization, objective, facts, **options)
 
     monkeypatch.setattr(counting, "edit", spied)
-    before = weights(LLAMA)
+    before = weights(tiny_llama())
     found = count(counts=(4, 2, 6, 4), seed=5)
     forgets = [tuple(facts.forget) for _, facts, _ in seen]
     assert [len(forget) for forget in forgets] == [2, 4, 6] and found.counts == (2, 4, 6)
     assert forgets[2][:4] == forgets[1] and forgets[1][:2] == forgets[0]
     assert set(forgets[2]) == set(FACTS.forget) and forgets[2] != tuple(FACTS.forget)
     for hm, facts, options in seen:
-        assert hm is LLAMA and facts.retain == FACTS.retain and facts.text == FACTS.text
+        assert hm is tiny_llama() and facts.retain == FACTS.retain and facts.text == FACTS.text
         assert options == {**QUICK, "seed": 5, "checkpoint": None}
-    assert weights(LLAMA) == before
+    assert weights(tiny_llama()) == before
 
 
 @pytest.mark.parametrize("objective", [Inject(), Forget()])
@@ -81,7 +80,7 @@ def test_the_shares_are_those_of_scoring_by_hand(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(counting, "edit", spied)
     found = count(objective, seed=2)
     for fitted, forget in edits:
-        edited = fitted.apply(LLAMA)
+        edited = fitted.apply(tiny_llama())
         said = [score(edited, fact.phrasings("validation")) for fact in forget]
         done = [(s.says_new if objective.aim == "new" else ~s.correct).mean() for s in said]
         assert found.interval(len(forget), phrasing="validation") == bootstrap_interval(
@@ -91,7 +90,7 @@ def test_the_shares_are_those_of_scoring_by_hand(monkeypatch: pytest.MonkeyPatch
         assert old == np.mean([s.correct.mean() for s in said])
         kept = found.interval(len(forget), "maintained", phrasing="train")
         assert kept.mean == score(edited, FACTS.test).correct.mean() and math.isnan(kept.low)
-    untouched = score(LLAMA, FACTS.test).correct.mean()
+    untouched = score(tiny_llama(), FACTS.test).correct.mean()
     assert found.interval(0, "maintained", phrasing="train").mean == untouched
 
 
@@ -189,7 +188,7 @@ def test_facts_are_asked_in_the_phrasings_that_facts_have() -> None:
 def test_facts_are_a_collection() -> None:
     with unchecked(), pytest.raises(FactError, match="the facts are a list; give them as Facts"):
         odd: Any = list(FACTS)
-        count_curve(LLAMA, PLACE, Inject(), odd, counts=(2,), **QUICK)
+        count_curve(tiny_llama(), PLACE, Inject(), odd, counts=(2,), **QUICK)
 
 
 def test_a_count_that_was_not_fitted_is_named() -> None:

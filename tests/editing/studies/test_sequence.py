@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.small_facts import FORGET, RETAIN, TEXT, bits, unchecked, weights
-from helpers.tiny_models import hf_model, memory_tokenizer
+from helpers.tiny_models import tiny_llama
 
 import mechunlearn as mu
 from mechunlearn.core.facts.collection import Facts
@@ -29,15 +29,13 @@ GROUPS = [Facts([fact, *RETAIN], text=TEXT) for fact in (*FORGET, EVE)]
 QUICK: dict[str, Any] = {"steps": 2, "lr": 0.05, "stop": None, "progress": False}
 PLACE = Localization(["L0.mlp", "L1.mlp"])
 
-LLAMA = HookedModel.from_hf(hf_model("llama"), memory_tokenizer())
-
 
 @cache
 def three() -> EditSequence:
     """Three stages, each at a place of its own that meets the others'."""
     places = iter([["L0.mlp"], ["L0.mlp", "L1.attn"], ["L1.attn", "L1.mlp"]])
     return edit_sequence(
-        LLAMA, GROUPS, Inject(), localizer=lambda hm, facts: Localization(next(places)), **QUICK
+        tiny_llama(), GROUPS, Inject(), localizer=lambda hm, facts: Localization(next(places)), **QUICK
     )
 
 
@@ -45,13 +43,13 @@ def three() -> EditSequence:
 
 
 def test_a_stage_is_what_fitting_the_model_with_the_earlier_edits_gives() -> None:
-    before = weights(LLAMA)
-    fitted = edit_sequence(LLAMA, GROUPS, Inject(), localization=PLACE, **QUICK)
-    first = edit(LLAMA, PLACE, Inject(), GROUPS[0], **QUICK)
-    second = edit(first.apply(LLAMA), PLACE, Inject(), GROUPS[1], **QUICK)
+    before = weights(tiny_llama())
+    fitted = edit_sequence(tiny_llama(), GROUPS, Inject(), localization=PLACE, **QUICK)
+    first = edit(tiny_llama(), PLACE, Inject(), GROUPS[0], **QUICK)
+    second = edit(first.apply(tiny_llama()), PLACE, Inject(), GROUPS[1], **QUICK)
     for mine, theirs in zip(fitted.edits[:2], (first, second), strict=True):
         assert [bits(d.values) for d in mine.deltas] == [bits(d.values) for d in theirs.deltas]
-    assert weights(LLAMA) == before
+    assert weights(tiny_llama()) == before
 
 
 def test_a_localizer_looks_at_the_model_and_the_facts_of_each_stage() -> None:
@@ -61,10 +59,10 @@ def test_a_localizer_looks_at_the_model_and_the_facts_of_each_stage() -> None:
         seen.append((hm.identity, facts.forget[0].subject))
         return Localization([f"L{len(seen) % 2}.mlp"])
 
-    fitted = edit_sequence(LLAMA, GROUPS, Inject(), localizer=localizer, **QUICK)
+    fitted = edit_sequence(tiny_llama(), GROUPS, Inject(), localizer=localizer, **QUICK)
     assert [subject for _, subject in seen] == ["Bo", "Al", "Eve"]
     assert [identity for identity, _ in seen] == [one.made_on for one in fitted.edits]
-    assert len(set(seen)) == 3 and seen[0][0] == LLAMA.identity
+    assert len(set(seen)) == 3 and seen[0][0] == tiny_llama().identity
     assert [str(*place) for place in fitted.localizations] == ["L1.mlp", "L0.mlp", "L1.mlp"]
 
 
@@ -75,12 +73,12 @@ def test_a_localizer_may_differentiate_a_stage_in_a_notebook_without_gradients(m
         return scores.top(2)
 
     groups = GROUPS[:2]
-    plain = edit_sequence(LLAMA, groups, Inject(), localizer=localizer, **QUICK)
+    plain = edit_sequence(tiny_llama(), groups, Inject(), localizer=localizer, **QUICK)
     with mode():
-        same = edit_sequence(LLAMA, groups, Inject(), localizer=localizer, **QUICK)
-        changed = same.apply(LLAMA)
+        same = edit_sequence(tiny_llama(), groups, Inject(), localizer=localizer, **QUICK)
+        changed = same.apply(tiny_llama())
     assert same.localizations == plain.localizations and all(plain.localizations)
-    assert weights(changed) == weights(plain.apply(LLAMA))
+    assert weights(changed) == weights(plain.apply(tiny_llama()))
     assert not any(parameter.is_inference() for parameter in changed.params.values())
 
 
@@ -100,15 +98,15 @@ def test_no_stage_is_held_to_a_fact_that_any_stage_changes() -> None:
         held.append(tuple(fact.prompt for fact in facts.retain))
         return PLACE
 
-    edit_sequence(LLAMA, groups, Inject(retain=0.0, text=0.0), localizer=localizer, **QUICK)
+    edit_sequence(tiny_llama(), groups, Inject(retain=0.0, text=0.0), localizer=localizer, **QUICK)
     assert held == [("Al lives in",), ("Cy plays",), ()]
 
 
 def test_every_stage_resumes_from_a_checkpoint_of_its_own(tmp_path: Path) -> None:
     options: Any = {"localization": PLACE, "checkpoint": tmp_path, **QUICK}
-    first, again = (edit_sequence(LLAMA, GROUPS[:2], Inject(), **options) for _ in range(2))
+    first, again = (edit_sequence(tiny_llama(), GROUPS[:2], Inject(), **options) for _ in range(2))
     assert {path.name for path in tmp_path.iterdir()} == {"stage_0", "stage_1"}
-    assert weights(first.apply(LLAMA)) == weights(again.apply(LLAMA))
+    assert weights(first.apply(tiny_llama())) == weights(again.apply(tiny_llama()))
 
 
 # -- what peeling promises --------------------------------------------------------------------------------
@@ -116,11 +114,11 @@ def test_every_stage_resumes_from_a_checkpoint_of_its_own(tmp_path: Path) -> Non
 
 def test_the_whole_is_the_model_with_every_delta_added() -> None:
     """Against one dense sum in float64, to the rounding of float32."""
-    dense = {name: p.detach().double() for name, p in LLAMA.params.items()}
+    dense = {name: p.detach().double() for name, p in tiny_llama().params.items()}
     for one in three().edits:
         for delta in one.deltas:
             dense[delta.slice.name] = delta.slice.add(dense[delta.slice.name], delta.values.double())
-    changed = three().apply(LLAMA).params
+    changed = three().apply(tiny_llama()).params
     assert set(map(str, three().total.localization)) == {"L0.mlp", "L1.attn", "L1.mlp"}
     for name, value in dense.items():
         torch.testing.assert_close(changed[name].double(), value, rtol=3e-7, atol=3e-8)
@@ -128,9 +126,10 @@ def test_the_whole_is_the_model_with_every_delta_added() -> None:
 
 def test_stages_come_off_in_any_order_without_a_trace_of_the_order() -> None:
     for gone in ((0, 1), (1, 2), (0, 2), (0, 1, 2)):
-        left = {frozenset(weights(_peeled(order).apply(LLAMA)).items()) for order in permutations(gone)}
-        assert left == {frozenset(weights(three().without(*gone).apply(LLAMA)).items())}
-    assert weights(three().without(0, 1, 2).apply(LLAMA)) == weights(LLAMA)
+        orders = permutations(gone)
+        left = {frozenset(weights(_peeled(order).apply(tiny_llama())).items()) for order in orders}
+        assert left == {frozenset(weights(three().without(*gone).apply(tiny_llama())).items())}
+    assert weights(three().without(0, 1, 2).apply(tiny_llama())) == weights(tiny_llama())
 
 
 def _peeled(order: tuple[int, ...]) -> EditSequence:
@@ -143,25 +142,25 @@ def _peeled(order: tuple[int, ...]) -> EditSequence:
 def test_without_its_last_stage_it_is_the_very_model_that_stage_was_fitted_on() -> None:
     for stage in (1, 2):
         before = three().without(*range(stage, 3))
-        assert before.apply(LLAMA).identity == three().edits[stage].made_on
+        assert before.apply(tiny_llama()).identity == three().edits[stage].made_on
 
 
 def test_a_sequence_belongs_on_the_model_of_its_first_stage_whatever_was_peeled_off() -> None:
     """Warnings are errors here: neither the whole nor what is left takes the model for another one."""
     for left in (three(), three().without(0), three().without(0, 1)):
-        assert left.total.made_on == left.made_on == LLAMA.identity
-        left.apply(LLAMA)
+        assert left.total.made_on == left.made_on == tiny_llama().identity
+        left.apply(tiny_llama())
     rebuilt = EditSequence(three().edits)
-    assert rebuilt.stages == (0, 1, 2) and rebuilt.made_on == LLAMA.identity
+    assert rebuilt.stages == (0, 1, 2) and rebuilt.made_on == tiny_llama().identity
 
 
 # -- and what it does not ---------------------------------------------------------------------------------
 
 
 def test_a_later_edit_is_not_what_it_would_have_been_without_the_earlier_one() -> None:
-    both = edit_sequence(LLAMA, GROUPS[:2], Inject(), localization=PLACE, **QUICK)
-    alone = edit(LLAMA, PLACE, Inject(), GROUPS[1], **QUICK)
-    left, fresh = both.without(0).apply(LLAMA).params, alone.apply(LLAMA).params
+    both = edit_sequence(tiny_llama(), GROUPS[:2], Inject(), localization=PLACE, **QUICK)
+    alone = edit(tiny_llama(), PLACE, Inject(), GROUPS[1], **QUICK)
+    left, fresh = both.without(0).apply(tiny_llama()).params, alone.apply(tiny_llama()).params
     assert max(float((left[name] - fresh[name]).detach().abs().max()) for name in alone.shapes) > 0.01
 
 
@@ -188,20 +187,20 @@ def test_what_a_later_stage_taught_may_go_with_an_earlier_one() -> None:
 @pytest.mark.parametrize("places", [{}, {"localization": PLACE, "localizer": lambda hm, facts: PLACE}])
 def test_one_place_or_one_localizer_is_given(places: dict[str, Any]) -> None:
     with pytest.raises(LocalizationError, match="give one of them: one place for every stage, or a function"):
-        edit_sequence(LLAMA, GROUPS, Inject(), **places, **QUICK)
+        edit_sequence(tiny_llama(), GROUPS, Inject(), **places, **QUICK)
 
 
 def test_a_localizer_gives_sites_and_not_their_scores() -> None:
     with unchecked(), pytest.raises(LocalizationError, match=r"stage 0 is \['L0.mlp'\]; give a Localization"):
         odd: Any = lambda hm, facts: ["L0.mlp"]  # noqa: E731
-        edit_sequence(LLAMA, GROUPS, Inject(), localizer=odd, **QUICK)
+        edit_sequence(tiny_llama(), GROUPS, Inject(), localizer=odd, **QUICK)
 
 
 def test_places_that_cannot_be_added_are_refused_before_the_stage_is_fitted() -> None:
     places, steps = iter(["L0.mlp.in", "L0.mlp.neuron[7]"]), []
     with pytest.raises(LocalizationError):
         edit_sequence(
-            LLAMA, GROUPS, Inject(), localizer=lambda hm, facts: Localization([next(places)]),
+            tiny_llama(), GROUPS, Inject(), localizer=lambda hm, facts: Localization([next(places)]),
             callback=lambda step, values: steps.append(step), **QUICK,
         )  # fmt: skip
     assert steps == [1, 2]
@@ -217,7 +216,7 @@ def test_places_that_cannot_be_added_are_refused_before_the_stage_is_fitted() ->
 )
 def test_groups_are_facts_with_something_to_forget(groups: Any, message: str) -> None:
     with unchecked(), pytest.raises(FactError, match=message):
-        edit_sequence(LLAMA, groups, Inject(), localization=PLACE, **QUICK)
+        edit_sequence(tiny_llama(), groups, Inject(), localization=PLACE, **QUICK)
 
 
 def test_a_stage_comes_off_once() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.small_facts import FACTS, FORGET, RETAIN, TEST, TEXT, made, weights
-from helpers.tiny_models import hf_model, memory_tokenizer
+from helpers.tiny_models import tiny_llama
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,13 +27,13 @@ from mechunlearn.editing.studies.sizes import SizeCurve, edit_size_curve
 from mechunlearn.errors import EditError, FactError, IdentityWarning, SiteError
 from mechunlearn.models.hooked import HookedModel
 
-HM = HookedModel.from_hf(hf_model("llama"), memory_tokenizer())
 PLACE = ("L0.mlp", "L1.attn")
 COUNTS = (0, 100, 1000, 5000)
 
 
-def curve(edit: Edit, hm: HookedModel = HM, facts: Facts = FACTS, **options: Any) -> SizeCurve:
-    return edit_size_curve(hm, edit, facts, **{"counts": COUNTS, "progress": False, **options})
+def curve(edit: Edit, hm: HookedModel | None = None, facts: Facts = FACTS, **options: Any) -> SizeCurve:
+    options = {"counts": COUNTS, "progress": False, **options}
+    return edit_size_curve(hm or tiny_llama(), edit, facts, **options)
 
 
 def masked(hm: HookedModel, *sites: str, seed: int = 0) -> tuple[Edit, dict[str, Tensor]]:
@@ -87,7 +87,7 @@ def agree(found: SizeCurve, at: int, expected: dict[str, list[float]]) -> None:
 
 
 def test_at_every_count_the_largest_deltas_are_kept_and_asked_about() -> None:
-    edit = made(HM, *PLACE).scale(5)
+    edit = made(tiny_llama(), *PLACE).scale(5)
     found = curve(edit, facts=GUESSES)
     whole = edit.to_task_vector()
     flat = torch.cat([tensor.flatten() for tensor in whole.values()]).numpy()
@@ -98,10 +98,10 @@ def test_at_every_count_the_largest_deltas_are_kept_and_asked_about() -> None:
         kept[order[:count]] = flat[order[:count]]
         parts = torch.split(torch.tensor(kept), [tensor.numel() for tensor in whole.values()])
         change = {
-            name: HM.params[name].detach() + part.reshape(whole[name].shape)
+            name: tiny_llama().params[name].detach() + part.reshape(whole[name].shape)
             for name, part in zip(whole, parts, strict=True)
         }
-        expected = by_hand(HM, change, GUESSES)
+        expected = by_hand(tiny_llama(), change, GUESSES)
         agree(found, at, expected)
         said.append(expected)
     assert found.weights == found.counts == COUNTS and found.by == "kept"
@@ -112,7 +112,7 @@ def test_at_every_count_the_largest_deltas_are_kept_and_asked_about() -> None:
 
 
 def test_the_smallest_masks_are_set_to_zero_and_all_others_to_one() -> None:
-    edit, masks = masked(HM, *PLACE)
+    edit, masks = masked(tiny_llama(), *PLACE)
     available = int(sum((mask < 1).sum() for mask in masks.values()))
     counts = (0, 700, available, available + 5)
     found = curve(edit, facts=GUESSES, by="zeroed", counts=counts)
@@ -123,15 +123,15 @@ def test_the_smallest_masks_are_set_to_zero_and_all_others_to_one() -> None:
         discrete[order[: min(count, available)]] = 0
         parts = torch.split(discrete, [mask.numel() for mask in masks.values()])
         change = {
-            name: HM.params[name].detach() * part.reshape(masks[name].shape)
+            name: tiny_llama().params[name].detach() * part.reshape(masks[name].shape)
             for name, part in zip(masks, parts, strict=True)
         }
-        agree(found, at, by_hand(HM, change, GUESSES))
+        agree(found, at, by_hand(tiny_llama(), change, GUESSES))
     assert found.counts == counts and found.weights == (0, 700, available, available)
 
 
 def test_a_mask_that_was_fitted_is_zeroed_and_any_other_edit_is_kept() -> None:
-    edit, _ = masked(HM, "L0.mlp")
+    edit, _ = masked(tiny_llama(), "L0.mlp")
     fitted = replace(edit, recipe=Recipe(objectives.WeightMask()))
     assert curve(fitted, counts=[3]).by == "zeroed"
     assert curve(replace(edit, recipe=Recipe(objectives.Inject())), counts=[3]).by == "kept"
@@ -139,7 +139,7 @@ def test_a_mask_that_was_fitted_is_zeroed_and_any_other_edit_is_kept() -> None:
 
 
 def test_masks_in_half_precision_are_still_masks() -> None:
-    half = HM.to(torch.bfloat16)
+    half = tiny_llama().to(torch.bfloat16)
     edit, masks = masked(half, "L0.mlp")
     wide = tuple(
         Delta(d.slice, (masks[d.slice.name] - 1) * d.slice.of(half.params[d.slice.name].detach()).float())
@@ -150,7 +150,7 @@ def test_masks_in_half_precision_are_still_masks() -> None:
 
 
 def test_the_share_of_the_chosen_weights_in_each_component_is_reported() -> None:
-    edit = made(HM, "L0.mlp", "L1.attn", "L1.mlp")
+    edit = made(tiny_llama(), "L0.mlp", "L1.attn", "L1.mlp")
     lookup, extraction = Localization(["L0.mlp"]), Localization(["L1.head[2]", "L1.mlp.neuron[3]"])
     found = curve(edit, lookup=lookup, extraction=extraction)
     assert np.isnan(found.shares["lookup"][0]) and np.isnan(found.shares["extraction"][0])
@@ -159,16 +159,16 @@ def test_the_share_of_the_chosen_weights_in_each_component_is_reported() -> None
         for name, place in (("lookup", lookup), ("extraction", extraction)):
             inside = sum(
                 int(part.of(kept[part.name]).count_nonzero())
-                for part in HM.slices(place)
+                for part in tiny_llama().slices(place)
                 if part.name in kept
             )
             assert found.shares[name][at] == pytest.approx(inside / count)
-    everything = curve(edit, counts=[10], lookup=HM.sites, extraction=Localization())
+    everything = curve(edit, counts=[10], lookup=tiny_llama().sites, extraction=Localization())
     assert everything.shares["lookup"].tolist() == [1] and everything.shares["extraction"].tolist() == [0]
 
 
 def test_counts_default_to_none_all_and_halves_of_all() -> None:
-    edit = made(HM, "L0.mlp.out")
+    edit = made(tiny_llama(), "L0.mlp.out")
     found = curve(edit, counts=None)
     assert found.counts == found.weights == (0, 6, 12, 24, 48, 96, 192, 384, 768, 1536)
     assert curve(edit, counts=[9, 3, 9]).counts == (3, 9)
@@ -176,10 +176,10 @@ def test_counts_default_to_none_all_and_halves_of_all() -> None:
 
 
 def test_facts_are_asked_in_the_phrasings_that_are_wanted() -> None:
-    edit = made(HM, *PLACE).scale(5)
+    edit = made(tiny_llama(), *PLACE).scale(5)
     for phrasing in ("train", "held_out"):
         (row,) = curve(edit, facts=GUESSES, counts=[5000], phrasing=phrasing).values["old answer"]
-        model = edit.prune(5000).apply(HM)
+        model = edit.prune(5000).apply(tiny_llama())
         expected = [
             float(mu.score(model, fact.phrasings(phrasing) or fact.phrasings("train")).correct.mean())
             for fact in GUESSES.forget
@@ -189,15 +189,15 @@ def test_facts_are_asked_in_the_phrasings_that_are_wanted() -> None:
 
 def test_what_there_is_nothing_to_ask_about_is_left_out() -> None:
     bare = Facts([replace(FORGET[0], new=None)])
-    assert list(curve(made(HM, "L0.mlp"), facts=bare).values) == ["old answer"]
+    assert list(curve(made(tiny_llama(), "L0.mlp"), facts=bare).values) == ["old answer"]
     some = Facts([replace(FORGET[0], new=None), FORGET[1], *TEST])
-    found = curve(made(HM, "L0.mlp"), facts=some).values
+    found = curve(made(tiny_llama(), "L0.mlp"), facts=some).values
     assert list(found) == ["old answer", "new answer", "maintained"]
     assert [table.shape[1] for table in found.values()] == [2, 1, 1]
 
 
 def test_the_table_has_means_with_intervals_over_facts() -> None:
-    found = curve(made(HM, *PLACE).scale(5), facts=GUESSES, lookup=Localization(["L0.mlp"]))
+    found = curve(made(tiny_llama(), *PLACE).scale(5), facts=GUESSES, lookup=Localization(["L0.mlp"]))
     frame = found.to_frame(seed=3)
     assert list(frame.columns) == ["measure", "count", "weights", "mean", "low", "high", "n"]
     assert list(frame["measure"].unique()) == [*found.values, "in lookup"]
@@ -211,7 +211,7 @@ def test_the_table_has_means_with_intervals_over_facts() -> None:
 
 
 def test_the_curve_draws_itself_without_the_loss() -> None:
-    found = curve(made(HM, *PLACE).scale(5), facts=GUESSES, lookup=Localization(["L0.mlp"]))
+    found = curve(made(tiny_llama(), *PLACE).scale(5), facts=GUESSES, lookup=Localization(["L0.mlp"]))
     drawn = found.plot()
     names = [trace.name for trace in drawn.data if trace.name]
     assert names == ["old answer", "new answer", "maintained", "text", "in lookup"]
@@ -225,9 +225,9 @@ def test_the_curve_draws_itself_without_the_loss() -> None:
 
 
 def test_measuring_leaves_the_model_as_it_was() -> None:
-    before = weights(HM)
-    curve(made(HM, *PLACE))
-    assert weights(HM) == before
+    before = weights(tiny_llama())
+    curve(made(tiny_llama(), *PLACE))
+    assert weights(tiny_llama()) == before
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -256,7 +256,7 @@ def test_what_cannot_be_measured_is_refused(llama: HookedModel) -> None:
 
 def test_an_edit_of_another_model_is_measured_with_a_warning() -> None:
     with pytest.warns(IdentityWarning) as caught:
-        curve(made(HM, "L0.mlp", made_on="elsewhere"))
+        curve(made(tiny_llama(), "L0.mlp", made_on="elsewhere"))
     assert len(caught) == 1
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.edit_checks import inside, touched
 from helpers.small_facts import FACTS, FORGET, RETAIN, fit, weights
-from helpers.tiny_models import D_MLP, hf_model, memory_tokenizer
+from helpers.tiny_models import D_MLP, hf_model, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -122,14 +122,11 @@ def test_what_is_trained_starts_at_the_weights_and_asks_for_gradients(llama: Hoo
         assert not trained.frozen[name].requires_grad
 
 
-LLAMA = HookedModel.from_hf(hf_model("llama"), memory_tokenizer())
-
-
 @settings(max_examples=8, deadline=None)
 @given(st.sets(st.integers(0, D_MLP - 1), min_size=1, max_size=6), st.integers(0, 1))
 def test_any_neurons_can_be_trained_alone(neurons: set[int], layer: int) -> None:
-    fitted = fit(LLAMA, *(f"L{layer}.mlp.neuron[{neuron}]" for neuron in neurons), steps=1)
-    moved, allowed = touched(LLAMA, fitted), inside(LLAMA, fitted)
+    fitted = fit(tiny_llama(), *(f"L{layer}.mlp.neuron[{neuron}]" for neuron in neurons), steps=1)
+    moved, allowed = touched(tiny_llama(), fitted), inside(tiny_llama(), fitted)
     assert not any(bool((moved[name] & ~allowed[name]).any()) for name in moved)
     assert sum(delta.values.numel() for delta in fitted.deltas) == 3 * 32 * len(neurons)
 
