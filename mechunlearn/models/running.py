@@ -131,7 +131,7 @@ class RunMethods(Tokens):
             >>> _ = mu.world.model().run_with_hooks("Mary Lee plays", fwd_hooks=[halve])
         """
         later = list(bwd_hooks)
-        # A gradient reaches a point only if the run passes it, which hooks without effect find out.
+        # A gradient reaches a point only if the forward run passes it; hooks without effect check that now.
         visits: list[Pair] = [(name, lambda tensor, hook: None) for name, _ in later]
         with self.hooks([*fwd_hooks, *visits]), self.bridge.hooks(bwd_hooks=later):
             return self(

@@ -49,7 +49,7 @@ class Facts(Sequence[Fact]):
         self._check_splits()
 
     def _check_splits(self) -> None:
-        """Refuse a fact in two splits: facts are equal if they share a phrasing, or relation and answer."""
+        """Refuse two splits for one subject with the same phrasing, or the same relation and answer."""
         split_of: dict[tuple[str, ...], Split] = {}
         for fact in self._facts:
             prompts = (*fact.train_prompts, *fact.validation, *fact.held_out)

@@ -236,12 +236,7 @@ class Fact:
 
 
 def in_words(phrasing: str) -> str:
-    """Return a phrasing as tables and sentences show it; any other text as it is.
-
-    Example:
-        >>> in_words("held_out"), in_words("multiple_choice"), in_words("train")
-        ('held-out', 'multiple choice', 'train')
-    """
+    """Return a phrasing as tables and sentences show it, such as ``held-out``; any other text as it is."""
     return {"held_out": "held-out", "multiple_choice": "multiple choice"}.get(phrasing, phrasing)
 
 
