@@ -71,6 +71,7 @@ def cache(name: str, store: MutableMapping[str, Tensor]) -> Hook:
     """
 
     def read(activation: Tensor, hook: Any = None) -> None:
+        # A clone, since code after this hook may write into the activation in place.
         store[name] = activation.detach().clone()
 
     return Hook(name, read)

@@ -173,6 +173,7 @@ class Arch:
         if part != "o" and self._family.layout == "joined":
             offset = "qkv".index(part) * self.shape.n_heads * width
         elif part != "o" and self._family.layout == "interleaved":
+            # Q, K, V of head 0, then of head 1: the heads of one part stand three widths apart.
             stride, offset = 3 * width, "qkv".index(part) * width
         start = offset + unit * stride
         return (1 - outputs if part == "o" else outputs), range(start, start + width)
@@ -220,7 +221,7 @@ class Arch:
         return sum(torch.Size(s.shape(self.sizes[s.name])).numel() for s in self.slices([site]))
 
     def hooks(self, site: Site) -> tuple[HookIndex, ...]:
-        """The hook points at which a site is read and written; SiteError if a parallel block lacks it."""
+        """The hook points that read and write a site; SiteError for ``resid_mid`` of a parallel block."""
         if site.kind == "embed":
             return (HookIndex("hook_embed"),)
         block = f"blocks.{site.layer}."

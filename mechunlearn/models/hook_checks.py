@@ -1,4 +1,4 @@
-"""Check that requested hooks fire: a hook that never runs silently gives a wrong result.
+"""Check that requested hooks fire: a hook that silently never runs gives a wrong result.
 
 TransformerLens lists hook points that some families never reach, and accepts hooks there. So:
 

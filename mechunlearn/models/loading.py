@@ -259,6 +259,8 @@ def sync(bridge: TransformerBridge, arch: Arch, params: Mapping[str, Tensor]) ->
         layer, name, field = parameter.split(".")
         component = getattr(bridge.blocks[int(layer)].attn, name).original_component
         held, source = getattr(component, field), params[part.name]
+        # Where the bridge shares memory with the model, it has changed already.
         if held.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
             value = part.of(source)
+            # The bridge holds (outputs, inputs); GPT-2, whose outputs lie along axis 1, the transpose.
             held.copy_(value.T if part.axis == 1 else value)

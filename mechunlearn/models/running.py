@@ -71,7 +71,7 @@ class RunMethods(Tokens):
         points = self.bridge.hook_dict
         for name in (name for name in names if isinstance(name, str)):
             check_name(name, points)
-            try:
+            try:  # TransformerLens checks the hook point alone, so any function will do
                 self.bridge.check_hooks_to_add(points[name], name, print)
             except ValueError as error:
                 raise HookError(f"{error} (on hm.bridge; until then the hook would never fire)") from error

@@ -268,6 +268,7 @@ def halves(facts: Iterable[Fact], *, seed: int) -> tuple[Facts, Facts]:
     def key(fact: Fact) -> str:
         return fact.subject if several else fact.prompt
 
+    # Sorted, since the order of a set of strings differs between processes.
     unique = sorted({key(fact) for fact in pool})
     chosen = set(random.Random(seed).sample(unique, len(unique) // 2))
     return pool.where(lambda fact: key(fact) in chosen), pool.where(lambda fact: key(fact) not in chosen)

@@ -192,6 +192,7 @@ class Fact:
         """
         if self.choice is None:
             raise FactError(f"the fact {self.prompt!r} has no multiple-choice prompt; give it `choice=`")
+        # With the prompt in the seed, the answers of different facts do not all get the same letter.
         rng = random.Random(f"{seed} {self.choice}")
         letters = _letters(self.choice)
         rest = rng.sample(self.options, len(self.options))
