@@ -41,7 +41,7 @@ class ScoresError(MechUnlearnError):
 
 
 class FactError(MechUnlearnError):
-    """A fact, or a collection of facts, that cannot be used as asked."""
+    """A fact, or a collection of facts, that cannot be used."""
 
 
 class ModelError(MechUnlearnError):
@@ -53,7 +53,7 @@ class HookError(MechUnlearnError):
 
 
 class EditError(MechUnlearnError):
-    """An edit that does not fit the model."""
+    """An edit, or what it is solved from, that does not fit the model or cannot be read."""
 
 
 class TrainingError(MechUnlearnError):
@@ -65,13 +65,7 @@ class DataError(MechUnlearnError):
 
 
 class GridError(MechUnlearnError):
-    """A grid of cells that cannot be run, or cells that failed.
-
-    Args:
-        message: what is wrong.
-        results: results of the cells that succeeded, by key.
-        tracebacks: traceback of every cell that failed, by key.
-    """
+    """A grid of cells that cannot be run, or cells that failed; ``results`` and ``tracebacks`` are by key."""
 
     def __init__(
         self, message: str, *, results: Mapping[str, Any] = {}, tracebacks: Mapping[str, str] = {}
@@ -85,12 +79,7 @@ class IdentityWarning(UserWarning):
 
 
 def one_of(what: str, value: object, choices: Iterable[object]) -> str:
-    """Write the one sentence every "not among the choices" error uses.
-
-    Args:
-        what: the name of the argument.
-        value: what was given.
-        choices: what would have been accepted.
+    """Return the sentence of every "not among the choices" error; ``what`` is the argument's name.
 
     Example:
         >>> one_of("sites", "mpl", ["attn", "mlp"])

@@ -22,10 +22,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def fact_means(outcomes: Iterable[tuple[Key, float]]) -> dict[Key, float]:
-    """Average outcomes within every fact, facts in the order in which they first appear.
-
-    Args:
-        outcomes: the key of a fact (its prompt, a row) and one outcome, such as 1 for a right answer.
+    """Average outcomes (key of a fact, number) within every fact, in the order of first appearance.
 
     Example:
         >>> fact_means([("Mary plays", 1.0), ("Ann plays", 1.0), ("Mary plays", 0.0)])
@@ -48,16 +45,7 @@ def fact_differences(first: Mapping[Key, float], second: Mapping[Key, float]) ->
 
 
 def mean_interval(values: Mapping[Key, float], *, seed: int) -> Interval:
-    """Return the mean over facts with its bootstrap interval.
-
-    Args:
-        values: one number per fact.
-        seed: seed of the resampling.
-
-    Example:
-        >>> str(mean_interval({"Mary plays": 0.5, "Ann plays": 0.5}, seed=0))
-        '.50 [.50, .50]'
-    """
+    """Return the mean over facts, each with one number, with its bootstrap interval."""
     data = np.array(list(values.values()), dtype=np.float64)
     if len(data) > 1 and (data == data[0]).all():
         # Every resample has this mean; most accuracies are 0 or 1 throughout, so this saves much time.

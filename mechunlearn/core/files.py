@@ -13,12 +13,7 @@ from pathlib import Path
 
 
 def write_with(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Replace a file by what a function writes.
-
-    Args:
-        path: the file, in a folder that exists.
-        write: writes the new content to the path it is called with.
-    """
+    """Replace a file, in a folder that exists, by what ``write`` writes to the path it is called with."""
     # A link stays a link: the file it points to is replaced.
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -36,22 +31,12 @@ def write_with(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Replace a file by some bytes.
-
-    Args:
-        path: the file, in a folder that exists.
-        content: what it will hold.
-    """
+    """Replace a file, in a folder that exists, by some bytes."""
     write_with(path, lambda draft: draft.write_bytes(content))
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a file by text in UTF-8; text that cannot be encoded is an error before any file is touched.
-
-    Args:
-        path: the file, in a folder that exists.
-        text: what it will hold.
-    """
+    """Replace a file by text in UTF-8; text that cannot be encoded is an error before any file is touched."""
     write_bytes(path, text.encode())
 
 

@@ -32,7 +32,7 @@ class Cell(Protocol):
 
     @property
     def key(self) -> str:
-        """The name of the cell's file; it should tell apart all that the result depends on."""
+        """The name of the cell's file; cells whose results differ must have different keys."""
 
     def run(self) -> Any:
         """Compute the result: numbers, texts, lists and dictionaries with texts as keys."""
@@ -48,14 +48,8 @@ def run(
 ) -> dict[str, Any]:
     """Run cells and return their results by key, in the order of the cells.
 
-    A result is what JSON makes of it, whether it was computed or read: a tuple comes back as a list.
-
-    Args:
-        cells: the cells, started in this order.
-        folder: folder of the results, created if needed; None to keep nothing.
-        workers: number of processes; with 1, all cells run in this process.
-        backend: where cells run; ``"local"`` is this machine.
-        progress: show a progress bar.
+    ``folder`` holds the results and is created if needed; None keeps nothing. With one worker, all cells run
+    in this process. Results pass through JSON, whether computed or read: a tuple comes back as a list.
 
     Raises:
         GridError: a cell failed (raised after all others are done), two cells have one key, a key cannot
@@ -89,14 +83,11 @@ def run(
 
 
 def fingerprint(*parts: object) -> str:
-    """Hash what a result depends on, for a cell's key.
-
-    Args:
-        *parts: values whose `repr` tells them apart.
+    """Hash what a result depends on, for a cell's key; different parts must have a different `repr`.
 
     Example:
-        >>> fingerprint("NPO", 0.001), len(fingerprint("NPO", 0.003))
-        ('3e0d2867d82625af', 16)
+        >>> fingerprint("NPO", 0.001)  # must not change: the names of stored results depend on it
+        '3e0d2867d82625af'
     """
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -120,7 +111,7 @@ def _by_key(cells: Sequence[Cell]) -> dict[str, Cell]:
 
 
 def _outcomes(cells: Mapping[str, Cell], workers: int, *, progress: bool) -> Iterator[tuple[str, Any, str]]:
-    """Each cell's key, result and traceback (empty if it succeeded), as soon as it is done."""
+    """Yield each cell's key, result and traceback (empty if it succeeded), as soon as it is done."""
     from joblib import Parallel, delayed  # type: ignore[import-untyped]
     from tqdm.auto import tqdm
 

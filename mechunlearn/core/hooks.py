@@ -71,6 +71,7 @@ def cache(name: str, store: MutableMapping[str, Tensor]) -> Hook:
     """
 
     def read(activation: Tensor, hook: Any = None) -> None:
+        # A clone, since code after this hook may write into the activation in place.
         store[name] = activation.detach().clone()
 
     return Hook(name, read)
@@ -233,7 +234,7 @@ def steer(name: str, direction: Float[Tensor, "..."], *, scale: float = 1.0, at:
 
 
 def _fitting(name: str, source: Tensor | Store, activation: Tensor) -> Tensor:
-    """The values to write, which must fit the activation."""
+    """Return the values to write; HookError if they do not fit the activation."""
     try:
         value = source if isinstance(source, Tensor) else source[name]
     except KeyError:
@@ -280,6 +281,7 @@ def _spread(value: Tensor, activation: Tensor, index: int) -> Tensor:
 def _region(name: str, activation: Tensor, at: At, index: int | None = None) -> Bool[Tensor, "..."]:
     """The mask of what is written, with as many axes as the activation."""
     mask = _mask(name, activation, at)
+    # [batch pos] gets one axis of size 1 for every further axis of the activation.
     mask = mask.reshape(mask.shape + (1,) * (activation.ndim - 2))
     if index is not None:
         if activation.ndim < 3 or not -activation.shape[2] <= index < activation.shape[2]:
@@ -289,5 +291,6 @@ def _region(name: str, activation: Tensor, at: At, index: int | None = None) -> 
             )
         here = torch.zeros(activation.shape[2], dtype=torch.bool, device=activation.device)
         here[index] = True
+        # [head 1 ...] broadcasts against the mask's [batch pos 1 ...].
         mask = mask & here.reshape((-1,) + (1,) * (activation.ndim - 3))
     return mask

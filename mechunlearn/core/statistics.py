@@ -48,16 +48,10 @@ def bootstrap_interval(
     level: float = 0.95,
     samples: int = 2000,
 ) -> Interval:
-    """Return the mean of a value per fact, with its bootstrap interval.
+    """Return the mean of one value per fact, with its bootstrap interval from `samples` resampled means.
 
-    Args:
-        values: one number (or truth value) per fact. Of one fact the bounds are NaN, of none the mean too.
-        seed: seed of the resampling.
-        level: share of resampled means inside the interval, between 0 and 1.
-        samples: number of resampled means.
-
-    Raises:
-        ValueError: if `level` or `samples` is out of range.
+    One fact has a mean and NaN bounds; with none, the mean is NaN too. `level` is the share of resampled
+    means inside the interval, between 0 and 1. ValueError if `level` or `samples` is out of range.
 
     Example:
         >>> str(bootstrap_interval([1, 1, 0, 1, 1, 1, 1, 1], seed=0))
@@ -85,21 +79,9 @@ def paired_difference(
     level: float = 0.95,
     samples: int = 2000,
 ) -> Interval:
-    """Return the mean of `first` minus `second`, fact by fact, with its bootstrap interval.
+    """Return the mean of `first` minus `second`, fact by fact, with its interval; see `bootstrap_interval`.
 
-    Args:
-        first: one number per fact.
-        second: one number for each of the same facts, in the same order.
-        seed: seed of the resampling.
-        level: see `bootstrap_interval`.
-        samples: see `bootstrap_interval`.
-
-    Raises:
-        ValueError: if the two have different lengths.
-
-    Example:
-        >>> str(paired_difference([1, 1, 1], [0, 0, 0], seed=0))
-        '1.00 [1.00, 1.00]'
+    Both hold one number for each of the same facts, in the same order; else ValueError is raised.
     """
     if len(first) != len(second):
         raise ValueError(
@@ -123,5 +105,6 @@ def _short(value: float) -> str:
     """Two decimals without the zero before the point, as in tables of shares; a dash for NaN."""
     if math.isnan(value):
         return "–"
+    # Only below 1, since "10.00" would become "1.00".
     text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"
     return text.replace("-.00", ".00") if text == "-.00" else text

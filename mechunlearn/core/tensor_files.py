@@ -20,26 +20,14 @@ from mechunlearn.errors import DataError
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """One kind of file.
-
-    Args:
-        kind: what a file holds, as error messages call it.
-        version: name and version of the format.
-        remedy: what to do about a file that cannot be read.
-    """
+    """One kind of file: what it holds and what to do if it cannot be read (for messages), and its version."""
 
     kind: str
     version: str
     remedy: str
 
     def write(self, path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-        """Write a file; its folder must exist.
-
-        Args:
-            path: the file.
-            tensors: by name; no two may share memory.
-            texts: by name, other than ``format`` and ``hash``.
-        """
+        """Write tensors that share no memory, and texts (none named ``format`` or ``hash``), by name."""
         from safetensors.torch import save_file
 
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -47,14 +35,7 @@ class TensorFormat:
         write_with(path, lambda draft: save_file(plain, draft, metadata=header))
 
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Read the tensors and the texts of a file.
-
-        Args:
-            path: the file.
-
-        Raises:
-            DataError: the file is missing, cut short, altered or of another kind.
-        """
+        """Read tensors and texts; DataError if the file is missing, cut short, altered or of another kind."""
         from safetensors import SafetensorError, safe_open
 
         try:

@@ -2,11 +2,11 @@
 
 1. Hooks read the named activations. After the last of them `StopRun` ends the pass: blocks above it, and the
    logits, are never computed. Everything in the package that ends a run early raises `StopRun`.
-2. `activations` keeps whole activations of one batch where they are. `capture` keeps single positions of many
+2. `activations` keeps whole activations of one batch on its device. `capture` keeps single positions of many
    rows on the CPU: rows are sorted by the last position to read and cut after it, since in a causal model
    later tokens change nothing. So a batch holds rows of similar length and hardly any padding.
-3. The result of `capture` is copied once per batch into arrays allocated once, so memory is what one batch
-   needs, and the result.
+3. The result of `capture` is copied once per batch into arrays allocated once, so memory holds one
+   batch and the result.
 """
 
 from __future__ import annotations
@@ -39,10 +39,6 @@ def probe_sites(hm: HookedModel) -> list[Site]:
     """List the states to read: the embedding, then every layer's ``resid_mid`` and ``resid_post``.
 
     Models that run attention and MLP in parallel (most GPT-NeoX) have no ``resid_mid``.
-
-    Example:
-        >>> [str(site) for site in probe_sites(mu.world.model())][:3]
-        ['L0.resid_pre', 'L0.resid_mid', 'L0.resid_post']
     """
     kinds = ("resid_post",) if hm.arch.parallel else ("resid_mid", "resid_post")
     layers = range(hm.arch.shape.n_layers)
@@ -57,25 +53,9 @@ def states_at(
     positions: Position = "last_subject",
     batch_size: int = 64,
 ) -> Float[Tensor, "site fact d_model"]:
-    """Read the residual stream of every prompt at one position, in one pass for all sites.
+    """Read the residual stream of every prompt at one token, in one pass for all sites.
 
-    Args:
-        hm: the model.
-        facts: the facts, whose prompts are run without an answer.
-        sites: residual-stream sites.
-        positions: the ``"last_subject"`` or the ``"last"`` token of the prompt.
-        batch_size: prompts per forward pass.
-
-    Returns:
-        The states, in float64 on the CPU.
-
-    Raises:
-        ScoresError: `positions` is unknown, or `batch_size` is below 1.
-
-    Example:
-        >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> states_at(hm, facts, [mu.Site.parse("L0.resid_post")]).shape[:2]
-        torch.Size([1, 32])
+    The states are in float64 on the CPU. Prompts are run without an answer.
     """
     if positions not in ("last_subject", "last"):
         raise ScoresError(one_of("positions", positions, ["last_subject", "last"]))
@@ -92,21 +72,10 @@ def states_at(
 def activations(
     hm: HookedModel, batch: Batch, names: Iterable[str], *, hooks: Sequence[Hook] = ()
 ) -> dict[str, Float[Tensor, "row ..."]]:
-    """Run one batch as far as needed, and give whole activations by hook point, on the model's device.
+    """Run one batch as far as needed, and return whole activations by hook point, on the model's device.
 
-    Args:
-        hm: the model.
-        batch: encoded rows, padded on the right.
-        names: hook points to read.
-        hooks: hooks that change the run; at a point of `names` the changed activation is read.
-
-    Raises:
-        HookError: a name does not exist, or the run never reaches a hook.
-
-    Example:
-        >>> hm, batch = mu.world.model(), Batch.of_tokens(torch.ones(2, 3, dtype=torch.long))
-        >>> activations(hm, batch, ["hook_embed"])["hook_embed"].shape[:2]
-        torch.Size([2, 3])
+    Where ``hooks`` change an activation, the changed one is read. HookError if a hook point does not exist or
+    is never reached.
     """
     return _read(hm.bridge, batch.tokens, batch.mask, list(names), hooks=hooks)
 
@@ -120,28 +89,11 @@ def capture(
     mask: Int[Tensor, "row pos"] | None = None,
     batch_size: int = 64,
 ) -> dict[str, Float[Tensor, "row at ..."]]:
-    """Read activations at some positions of every row; nothing else is computed.
+    """Read activations at the positions ``where`` of every row, counted from 0; nothing else is computed.
 
-    Args:
-        bridge: a TransformerBridge: ``hm.bridge``, or ``hm.folded()``.
-        tokens: token ids, padded on the right.
-        names: hook points whose activations are ``[row pos ...]``.
-        where: positions to read in every row, counted from 0.
-        mask: 1 for tokens, 0 for padding; None if there is no padding.
-        batch_size: rows per forward pass.
-
-    Returns:
-        The activations by hook point, on the CPU, in the precision of the model.
-
-    Raises:
-        HookError: a name does not exist, or the run never reaches it.
-        ScoresError: a position is not in the rows, or `batch_size` is below 1.
-
-    Example:
-        >>> hm, last = mu.world.model(), torch.tensor([[2], [2]])
-        >>> states = capture(hm.bridge, torch.ones(2, 3, dtype=torch.long), ["hook_embed"], last)
-        >>> states["hook_embed"].shape[:2]
-        torch.Size([2, 1])
+    ``bridge`` is a TransformerBridge, ``hm.bridge`` or ``hm.folded()``. Tokens are padded on the right; None
+    as ``mask`` stands for no padding. The result is by hook point, on the CPU, in the model's precision.
+    HookError if a hook point does not exist or is never reached, ScoresError if a position is not in the row.
     """
     positive(ScoresError, batch_size=batch_size)
     if not ((where >= 0) & (where < tokens.shape[1])).all():
@@ -151,6 +103,7 @@ def capture(
         )
     if not names:
         return {}
+    # In a causal model, tokens after the last position to read change nothing, so rows are cut there.
     last = where.amax(1)
     states: dict[str, Tensor] = {}
     for rows in torch.split(last.argsort(stable=True), batch_size):

@@ -32,12 +32,7 @@ from mechunlearn.models.families import HOOKS, Family, family_of
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of one parameter: all of it, or some indices along one axis.
-
-    Args:
-        name: the parameter's name in the plain Hugging Face model.
-        axis: the axis along which ``index`` counts; None for the whole parameter.
-        index: sorted positions on that axis; None for the whole parameter.
+    """A part of one Hugging Face parameter: sorted indices along one axis, or (None) all of it.
 
     Example:
         >>> rows = Slice("w", 0, (0, 2))
@@ -104,13 +99,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class HookIndex:
-    """A hook point, and the part of its activation that belongs to a site.
-
-    Args:
-        name: the hook point.
-        index: index of the head, group or neuron on ``axis``; None for the whole activation.
-        axis: the axis of heads, groups or neurons.
-    """
+    """A hook point, and a site's head, group or neuron on ``axis`` of its activation (None: all of it)."""
 
     name: str
     index: int | None = None
@@ -121,13 +110,8 @@ class HookIndex:
 class Arch:
     """The table of families, filled in for one model: from sites to slices of parameters and to hooks.
 
-    Args:
-        architecture: the name of the Hugging Face class, a key of ``FAMILIES``.
-        shape: the numbers of layers, heads, key-value heads and neurons.
-        d_head: width of one head.
-        sizes: the shape of every parameter by name.
-        parallel: whether a block's MLP reads what its attention reads, and not the sum that attention leaves;
-            there is no ``resid_mid`` then. It matters for hooks only.
+    ``architecture`` is a key of ``FAMILIES``; ``sizes`` holds the shape of every parameter. In a ``parallel``
+    block the MLP reads what attention reads, so there is no ``resid_mid``; it matters for hooks only.
     """
 
     architecture: str
@@ -138,16 +122,7 @@ class Arch:
 
     @classmethod
     def of(cls, architecture: str, config: Any, params: Mapping[str, Tensor]) -> Arch:
-        """Fill in the table for one model.
-
-        Args:
-            architecture: the name of the Hugging Face class.
-            config: the model's configuration.
-            params: the model's parameters by name.
-
-        Raises:
-            ModelError: the architecture is not in the table, or a parameter of its row is missing.
-        """
+        """Fill in the table; ModelError if the architecture, or a parameter of its row, is missing."""
         row, sizes = family_of(architecture), {name: parameter.shape for name, parameter in params.items()}
         heads, blocks = config.num_attention_heads, range(config.num_hidden_layers)
         expected = [f"{row.block}.{layer}.{name}.weight" for layer in blocks for name in row.names.values()]
@@ -198,6 +173,7 @@ class Arch:
         if part != "o" and self._family.layout == "joined":
             offset = "qkv".index(part) * self.shape.n_heads * width
         elif part != "o" and self._family.layout == "interleaved":
+            # Q, K, V of head 0, then of head 1: the heads of one part stand three widths apart.
             stride, offset = 3 * width, "qkv".index(part) * width
         start = offset + unit * stride
         return (1 - outputs if part == "o" else outputs), range(start, start + width)
@@ -224,14 +200,7 @@ class Arch:
                     collected[1].update(positions)
 
     def slices(self, sites: Iterable[Site]) -> tuple[Slice, ...]:
-        """The slices that hold the weights of some sites, at most one per parameter.
-
-        Args:
-            sites: weight sites that this model has.
-
-        Raises:
-            SiteError: a site has no weights.
-        """
+        """The slices that hold the weights of some sites, at most one per parameter; SiteError for states."""
         collected: dict[str, tuple[int, set[int]] | None] = {}
         for site in sites:
             if not site.has_weights:
@@ -240,6 +209,7 @@ class Arch:
         slices = []
         for name in (name for name in self.sizes if name in collected):
             part = collected[name]
+            # A slice that covers its axis is the whole parameter, which needs no index_select.
             if part is None or len(part[1]) == self.sizes[name][part[0]]:
                 slices.append(Slice(name))
             else:
@@ -251,11 +221,7 @@ class Arch:
         return sum(torch.Size(s.shape(self.sizes[s.name])).numel() for s in self.slices([site]))
 
     def hooks(self, site: Site) -> tuple[HookIndex, ...]:
-        """The hook points at which a site is read and written, with its index on their head axis.
-
-        Raises:
-            SiteError: for ``resid_mid`` of a model whose attention and MLP run in parallel.
-        """
+        """The hook points that read and write a site; SiteError for ``resid_mid`` of a parallel block."""
         if site.kind == "embed":
             return (HookIndex("hook_embed"),)
         block = f"blocks.{site.layer}."

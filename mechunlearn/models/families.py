@@ -6,8 +6,8 @@ A row gives the parameter names of one Hugging Face class, relative to a block, 
    ``interleaved`` (Q, K, V of head 0, then of head 1, …);
 2. whether matrices are stored ``(outputs, inputs)``, or ``(inputs, outputs)`` as GPT-2's Conv1D does.
 
-The keys of ``FAMILIES`` are the supported architectures. A new family is a new row, and a tiny model of it
-in the tests: the laws then run on it.
+The keys of ``FAMILIES`` are the supported architectures. To add a family, add a row here and a tiny model of
+it to the tests, which then check every law on it.
 """
 
 from __future__ import annotations
@@ -19,25 +19,17 @@ from mechunlearn.errors import ModelError, one_of
 
 
 class Family(NamedTuple):
-    """One family of models.
-
-    Args:
-        embed: name of the token embedding.
-        block: name of the list of blocks.
-        names: names of a block's matrices by part: ``q k v o in gate out``.
-        layout: how Q, K and V share a matrix.
-        outputs_axis: the axis of a matrix along which its outputs lie.
-        prepends_bos: whether the family's models were trained with a BOS token in front.
-        softmax32: whether TransformerLens computes the softmax of attention in float32 whatever the precision
-            is. Hugging Face's eager attention then does too; its faster sdpa never does.
-    """
+    """One family of models; ``names`` are those of a block's matrices by part: ``q k v o in gate out``."""
 
     embed: str
     block: str
     names: Mapping[str, str]
     layout: Literal["split", "joined", "interleaved"] = "split"
     outputs_axis: int = 0
+    # Whether the family's models were trained with a BOS token in front.
     prepends_bos: bool = True
+    # Whether TransformerLens computes the softmax of attention in float32 whatever the precision is. Hugging
+    # Face's eager attention then does too; its faster sdpa never does.
     softmax32: bool = True
 
 
@@ -86,15 +78,7 @@ HOOKS = {
 
 
 def family_of(architecture: str) -> Family:
-    """The table's row of an architecture.
-
-    Raises:
-        ModelError: the architecture is not in the table.
-
-    Example:
-        >>> family_of("LlamaForCausalLM").embed
-        'model.embed_tokens.weight'
-    """
+    """The table's row of an architecture; ModelError if there is none."""
     if architecture not in FAMILIES:
         raise ModelError(
             f"{one_of('the architecture', architecture, FAMILIES)}. Load a model of one of these families."

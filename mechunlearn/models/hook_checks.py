@@ -1,4 +1,4 @@
-"""Check that requested hooks fire: a hook that never runs, and says nothing, gives a wrong result.
+"""Check that requested hooks fire: a hook that silently never runs gives a wrong result.
 
 TransformerLens lists hook points that some families never reach, and accepts hooks there. So:
 
@@ -31,21 +31,7 @@ _NEVER = {
 
 
 def check_name(name: str, points: Mapping[str, Any]) -> None:
-    """Refuse a hook name that does not exist.
-
-    Args:
-        name: the hook's name.
-        points: all hook points of the model by name.
-
-    Raises:
-        HookError: with the nearest names that exist.
-
-    Example:
-        >>> check_name("hook_embd", {"hook_embed": None})
-        Traceback (most recent call last):
-        ...
-        mechunlearn.errors.HookError: this model has no hook 'hook_embd'; the nearest are 'hook_embed'. ...
-    """
+    """Raise HookError, with the nearest names, for a name that is not among the model's hook points."""
     if name not in points:
         near = difflib.get_close_matches(name, points, n=3, cutoff=0.5) or list(points)[:3]
         listed = ", ".join(map(repr, near))
@@ -53,18 +39,7 @@ def check_name(name: str, points: Mapping[str, Any]) -> None:
 
 
 class Requested:
-    """Hooks that count how often they ran.
-
-    Args:
-        hooks: ``(name, function)`` pairs.
-        direction: ``"fwd"`` for hooks of activations, ``"bwd"`` for hooks of gradients.
-
-    Example:
-        >>> hooks = Requested([("hook_embed", lambda x, hook: 2 * x)], direction="fwd")
-        >>> hooks.pairs[0][1](21, hook=None)
-        42
-        >>> hooks.require_fired("a model")
-    """
+    """Hooks of activations (``"fwd"``) or gradients (``"bwd"``) that count how often they ran."""
 
     def __init__(self, hooks: Iterable[Pair], *, direction: Literal["fwd", "bwd"]) -> None:
         pairs = list(hooks)
@@ -81,31 +56,14 @@ class Requested:
         return counted
 
     def require_fired(self, architecture: str) -> None:
-        """Raise if a hook never ran.
-
-        Args:
-            architecture: the family's name, for the message.
-
-        Raises:
-            HookError: a hook never ran; names each, and why that may be.
-        """
+        """Raise HookError if a hook never ran; the message names each, and why that may be."""
         silent = [name for name, count in zip(self.names, self.counts, strict=True) if count == 0]
         if silent:
             raise HookError(never_fired(silent, architecture, self.direction))
 
 
 def never_fired(names: Iterable[Name], architecture: str, direction: str = "fwd") -> str:
-    """Say which hooks never fired, and why that may be.
-
-    Args:
-        names: the hooks' names.
-        architecture: the family's name.
-        direction: ``"fwd"`` or ``"bwd"``.
-
-    Example:
-        >>> print(never_fired(["hook_pos_embed"], "LlamaForCausalLM"))
-        hook 'hook_pos_embed' was requested and never fired in LlamaForCausalLM: models with rotary ...
-    """
+    """Return a message that lists hooks that never fired, and why that may be."""
     silent = list(names)
     listed = ", ".join(repr(name) if isinstance(name, str) else "a filter of names" for name in silent)
     reasons = {why for name in silent if isinstance(name, str) for key, why in _NEVER.items() if key in name}

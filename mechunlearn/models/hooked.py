@@ -104,7 +104,7 @@ class HookedModel(RunMethods, Views):
             prepend_bos: whether strings get a BOS token in front; None for the family's habit.
 
         Raises:
-            ModelError: it is no such model, or its family is not supported; lists those that are.
+            ModelError: it is no such model, or its family is not supported; the message lists those that are.
 
         Example:
             >>> hm = mu.HookedModel.from_hf(mu.world.model().hf)
@@ -123,7 +123,7 @@ class HookedModel(RunMethods, Views):
             folder: the folder; it is created if needed.
 
         Raises:
-            ModelError: it is a file.
+            ModelError: the path is a file.
         """
         loading.save(self.hf, self.tokenizer, folder)
 
@@ -236,7 +236,7 @@ class HookedModel(RunMethods, Views):
         return self.arch.hooks(parsed)
 
     def sync(self) -> None:
-        """Notice what was written into ``params`` in place: in the bridge's copies, and in the identity."""
+        """Refresh the bridge's copies of weights and the identity after writing into ``params`` in place."""
         identity.clear(self)
         if "bridge" in self.__dict__:
             loading.sync(self.bridge, self.arch, self.params)
@@ -253,7 +253,7 @@ class HookedModel(RunMethods, Views):
             edit: the name of the edit that this applies, for ``edits``.
 
         Raises:
-            EditError: a name or a shape is not the model's; names both shapes.
+            EditError: a name or a shape is not the model's; the message has both shapes.
 
         Example:
             >>> hm = mu.world.model()

@@ -2,10 +2,10 @@
 
 1. Hashing takes 3 s for 5 GB. So the hash is cached beside a stamp of every parameter: its address, how
    often it was written to, and some of its bytes.
-2. While the stamps are the same, so is the hash. The bytes are for writes that PyTorch does not count
-   (``parameter.data``): all but a change of a few single weights shows in them. ``HookedModel.sync`` clears
-   the cache, and so makes any change count.
-3. Code that puts the very bits back, as leaving an edit does, may say so; then the hash stays cached.
+2. While the stamps are the same, so is the hash. The bytes show writes that PyTorch does not count (through
+   ``parameter.data``), unless only a few single weights change. ``HookedModel.sync`` clears the cache, after
+   which any change shows.
+3. Code that puts the same bits back, as leaving an edit does, calls ``restored``; the hash stays cached.
 """
 
 from __future__ import annotations
@@ -37,25 +37,18 @@ _CACHE: WeakKeyDictionary[HookedModel, Cached] = WeakKeyDictionary()
 
 
 def digest(params: Mapping[str, Tensor]) -> str:
-    """Sixteen hexadecimal digits that change when any weight, name, shape or precision does.
-
-    Args:
-        params: the weights by name.
-    """
+    """Sixteen hexadecimal digits that change when any weight, name, shape or precision does."""
     total = hashlib.sha256()
     for name in sorted(params):
         tensor = params[name].detach().cpu().contiguous()
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        # Bytes, since numpy has no bfloat16.
         total.update(tensor.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()[:16]
 
 
 def identity(hm: HookedModel) -> str:
-    """The digest of a model's weights, computed only if they may have changed since it last was.
-
-    Args:
-        hm: the model, which is only read.
-    """
+    """The digest of a model's weights, computed only if they may have changed since the last time."""
     current = cached(hm)
     if current is None:
         current = _CACHE[hm] = Cached(digest(hm.params), _stamps(hm, hm.params))
@@ -63,32 +56,21 @@ def identity(hm: HookedModel) -> str:
 
 
 def cached(hm: HookedModel) -> Cached | None:
-    """What is cached of a model, if its weights are still the same.
-
-    Args:
-        hm: the model, which is only read.
-    """
+    """What is cached of a model, if its weights are still the same."""
     last = _CACHE.get(hm)
     return last if last is not None and last.stamps == _stamps(hm, hm.params) else None
 
 
 def restored(hm: HookedModel, before: Cached, names: Iterable[str]) -> None:
-    """Say that some parameters hold the very bits again that they once held.
+    """Keep the digest after the named parameters were written to and put back, bit by bit.
 
-    Args:
-        hm: the model.
-        before: what was cached of it then; it stands as far as no other parameter was written to since.
-        names: the parameters that were written to and put back.
+    ``before`` is what was cached before the writes; stamps of the other parameters still count.
     """
     _CACHE[hm] = Cached(before.digest, {**before.stamps, **_stamps(hm, names)})
 
 
 def clear(hm: HookedModel) -> None:
-    """Clear what is cached of a model.
-
-    Args:
-        hm: the model.
-    """
+    """Clear what is cached of a model."""
     _CACHE.pop(hm, None)
 
 

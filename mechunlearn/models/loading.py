@@ -37,17 +37,7 @@ if TYPE_CHECKING:
 def load(
     name_or_path: str | Path, *, dtype: str | torch.dtype | None, revision: str | None, **hf_kwargs: Any
 ) -> tuple[Any, Any]:
-    """Read a model and its tokenizer (None where a folder has none) with Hugging Face.
-
-    Args:
-        name_or_path: a folder written by ``save_pretrained``, or a name on the Hub.
-        dtype: precision of the weights; None for the one they are stored in.
-        revision: a branch, tag or commit on the Hub.
-        **hf_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
-
-    Raises:
-        ModelError: there is no such model, its family is not supported, or its files are damaged.
-    """
+    """Read a model and its tokenizer (None where a folder has none); see ``HookedModel.from_pretrained``."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -62,6 +52,7 @@ def load(
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     options |= at | hf_kwargs | ({} if dtype is None else {"dtype": dtype})
     try:
+        # Hugging Face may initialise weights at random; the user's random state must not change.
         with torch.random.fork_rng(devices=[]):
             model, report = reader.from_pretrained(source, config=config, **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -114,12 +105,9 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def check_folder(source: str) -> None:
-    """Refuse a path that is a file, does not exist, or holds no ``config.json``.
-
-    Raises:
-        ModelError: naming the path and the remedy.
-    """
+    """Raise ModelError for a path that is a file, does not exist, or holds no ``config.json``."""
     path = Path(source)
+    # A name on the Hub has at most one slash.
     looks_local = source.startswith((".", "/")) or source.count("/") > 1 or path.exists()
     if looks_local and not (path / "config.json").is_file():
         state = "is a folder without config.json" if path.is_dir() else "is not a folder"
@@ -155,11 +143,7 @@ def architecture_of(config: Any) -> str:
 
 
 def require_plain(model: Any) -> None:
-    """Refuse anything but an unquantized Hugging Face model in memory.
-
-    Raises:
-        ModelError: it is something else; names the remedy.
-    """
+    """Raise ModelError for anything but an unquantized Hugging Face model in memory."""
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         actual = repr(model) if isinstance(model, str | Path) else f"a {type(model).__name__}"
         raise ModelError(
@@ -170,21 +154,14 @@ def require_plain(model: Any) -> None:
 
 
 def refuse_quantized(config: Any) -> None:
-    """Refuse quantized weights: a slice of codes cannot be edited.
-
-    Raises:
-        ModelError: the weights are quantized.
-    """
+    """Raise ModelError for quantized weights: a slice of codes cannot be edited."""
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError("quantized models cannot be edited: load them in float32, bfloat16 or float16")
 
 
 def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
-    """Write a plain model and its tokenizer, if any, into a folder.
-
-    Raises:
-        ModelError: the path is a file; Hugging Face would write nothing, and only log it.
-    """
+    """Write a plain model and its tokenizer, if any, into a folder."""
+    # To a file Hugging Face would write nothing, and only log it.
     if Path(folder).is_file():
         raise ModelError(f"{str(folder)!r} is a file; give a folder to save the model in")
     with quiet():
@@ -195,14 +172,9 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
 
 @torch.inference_mode(False)  # a parameter made in that mode could never be trained
 def twin(model: Any, replacements: Mapping[str, Float[Tensor, "..."]] | None = None) -> Any:
-    """Copy a module tree over the same tensors, with single parameters replaced.
+    """Copy a plain model's module tree over the same tensors, with single parameters replaced by name.
 
-    Args:
-        model: a plain Hugging Face model; it is left as it is.
-        replacements: new tensors by parameter name; a tied parameter is replaced wherever it is used.
-
-    Raises:
-        EditError: a name or a shape is not the model's.
+    A tied parameter is replaced wherever it is used. EditError if a name or a shape is not the model's.
     """
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
@@ -287,6 +259,8 @@ def sync(bridge: TransformerBridge, arch: Arch, params: Mapping[str, Tensor]) ->
         layer, name, field = parameter.split(".")
         component = getattr(bridge.blocks[int(layer)].attn, name).original_component
         held, source = getattr(component, field), params[part.name]
+        # Where the bridge shares memory with the model, it has changed already.
         if held.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
             value = part.of(source)
+            # The bridge holds (outputs, inputs); GPT-2, whose outputs lie along axis 1, the transpose.
             held.copy_(value.T if part.axis == 1 else value)

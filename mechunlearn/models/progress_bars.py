@@ -1,4 +1,4 @@
-"""Switch off Hugging Face's progress bars for what takes no time."""
+"""Switch off Hugging Face's progress bars for steps that take no time."""
 
 from __future__ import annotations
 

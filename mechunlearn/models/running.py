@@ -71,7 +71,7 @@ class RunMethods(Tokens):
         points = self.bridge.hook_dict
         for name in (name for name in names if isinstance(name, str)):
             check_name(name, points)
-            try:
+            try:  # TransformerLens checks the hook point alone, so any function will do
                 self.bridge.check_hooks_to_add(points[name], name, print)
             except ValueError as error:
                 raise HookError(f"{error} (on hm.bridge; until then the hook would never fire)") from error
@@ -131,7 +131,7 @@ class RunMethods(Tokens):
             >>> _ = mu.world.model().run_with_hooks("Mary Lee plays", fwd_hooks=[halve])
         """
         later = list(bwd_hooks)
-        # A gradient reaches a point only if the run passes it, which hooks without effect find out.
+        # A gradient reaches a point only if the forward run passes it; hooks without effect check that now.
         visits: list[Pair] = [(name, lambda tensor, hook: None) for name, _ in later]
         with self.hooks([*fwd_hooks, *visits]), self.bridge.hooks(bwd_hooks=later):
             return self(

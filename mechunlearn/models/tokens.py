@@ -219,6 +219,7 @@ class Tokens:
         """
         tokens, mask = self.encode(input, prepend_bos=prepend_bos, pad_left=True)
         eos = getattr(self.tokenizer, "eos_token_id", None) if stop_at_eos else None
+        # Without top_k and top_p here, the filters of the model's generation config would apply.
         sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
@@ -228,6 +229,7 @@ class Tokens:
             )  # fmt: skip
         if isinstance(input, Tensor):
             return written
+        # The prompt without its padding, then the new tokens: decoded together, spaces between them survive.
         rows = [row[marks == 1] for row, marks in zip(written[:, : mask.shape[1]], mask, strict=True)]
         news = written[:, mask.shape[1] :]
         texts = [self._tokenizer().decode(torch.cat(pair), skip_special_tokens=True,

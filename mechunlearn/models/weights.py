@@ -16,13 +16,7 @@ def _view(name: str, meaning: str) -> property:
 
 
 class Views:
-    """TransformerLens's names for weights, as read-only properties.
-
-    Example:
-        >>> hm = mu.world.model()
-        >>> hm.W_in.shape == (hm.cfg.n_layers, hm.cfg.d_model, hm.cfg.d_mlp)
-        True
-    """
+    """TransformerLens's names for weights, as read-only properties."""
 
     @property
     def bridge(self) -> Any:

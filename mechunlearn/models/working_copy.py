@@ -20,18 +20,7 @@ from mechunlearn.models.hooked import HookedModel
 def working_copy(
     hm: HookedModel, replacements: Mapping[str, Float[Tensor, "..."]] | None = None
 ) -> HookedModel:
-    """Fork a model without the user's hooks, in evaluation mode.
-
-    Args:
-        hm: the model, which stays as it is.
-        replacements: new tensors by parameter name, which may be written into.
-
-    Example:
-        >>> from mechunlearn.models.working_copy import working_copy
-        >>> hm = mu.world.model()
-        >>> working_copy(hm).identity == hm.identity
-        True
-    """
+    """Fork a model without the user's hooks, in evaluation mode; replacements may be written into."""
     work = hm.fork(replacements)
     for module in work.hf.modules():
         for kind in ("forward", "forward_pre", "backward", "backward_pre"):

@@ -49,7 +49,7 @@ class Facts(Sequence[Fact]):
         self._check_splits()
 
     def _check_splits(self) -> None:
-        """Refuse a fact in two splits: facts are equal if they share a phrasing, or relation and answer."""
+        """Refuse two splits for one subject with the same phrasing, or the same relation and answer."""
         split_of: dict[tuple[str, ...], Split] = {}
         for fact in self._facts:
             prompts = (*fact.train_prompts, *fact.validation, *fact.held_out)
@@ -268,6 +268,7 @@ def halves(facts: Iterable[Fact], *, seed: int) -> tuple[Facts, Facts]:
     def key(fact: Fact) -> str:
         return fact.subject if several else fact.prompt
 
+    # Sorted, since the order of a set of strings differs between processes.
     unique = sorted({key(fact) for fact in pool})
     chosen = set(random.Random(seed).sample(unique, len(unique) // 2))
     return pool.where(lambda fact: key(fact) in chosen), pool.where(lambda fact: key(fact) not in chosen)

@@ -192,6 +192,7 @@ class Fact:
         """
         if self.choice is None:
             raise FactError(f"the fact {self.prompt!r} has no multiple-choice prompt; give it `choice=`")
+        # With the prompt in the seed, the answers of different facts do not all get the same letter.
         rng = random.Random(f"{seed} {self.choice}")
         letters = _letters(self.choice)
         rest = rng.sample(self.options, len(self.options))
@@ -236,12 +237,7 @@ class Fact:
 
 
 def in_words(phrasing: str) -> str:
-    """Return a phrasing as tables and sentences show it; any other text as it is.
-
-    Example:
-        >>> in_words("held_out"), in_words("multiple_choice"), in_words("train")
-        ('held-out', 'multiple choice', 'train')
-    """
+    """Return a phrasing as tables and sentences show it, such as ``held-out``; any other text as it is."""
     return {"held_out": "held-out", "multiple_choice": "multiple choice"}.get(phrasing, phrasing)
 
 

@@ -23,25 +23,14 @@ REQUIRED = ("prompt", "subject", "answer")
 
 
 def absent(value: object) -> bool:
-    """Return whether a cell is empty: None, an empty string or list, or pandas' NaN.
-
-    Example:
-        >>> absent(""), absent(float("nan")), absent(0)
-        (True, True, False)
-    """
+    """Return whether a cell is empty: None, an empty string or list, or pandas' NaN; 0 is a value."""
     if isinstance(value, float):
-        return value != value
+        return value != value  # true for NaN alone
     return value is None or (isinstance(value, str | Sequence | Mapping) and not value)
 
 
 def several(cell: object) -> tuple[Any, ...]:
-    """Split a cell that may hold several values.
-
-    Args:
-        cell: a list or tuple, a JSON list as text, or text whose values are separated by ``|``.
-
-    Raises:
-        FactError: if the text starts like a JSON list and is none.
+    """Split a cell of one or several values; FactError if its text starts like JSON and is none.
 
     Example:
         >>> several("golf | tennis"), several('["golf", "tennis"]')
@@ -55,15 +44,7 @@ def several(cell: object) -> tuple[Any, ...]:
 
 
 def parsed(cell: str) -> Any:
-    """Parse a cell of JSON text.
-
-    Raises:
-        FactError: if the text is not JSON.
-
-    Example:
-        >>> parsed('{"same sport": []}')
-        {'same sport': []}
-    """
+    """Parse a cell of JSON text; FactError if it is not JSON."""
     try:
         return json.loads(cell)
     except json.JSONDecodeError as error:
@@ -76,15 +57,10 @@ def parsed(cell: str) -> Any:
 def renamed(
     record: Mapping[str, Any], columns: Mapping[str, str] | None, *, fields: Sequence[str]
 ) -> dict[str, Any]:
-    """Select the fields of a fact from a record.
+    """Select the fields of a fact from a record, where ``columns`` names the column of a field.
 
-    Args:
-        record: one row; keys that are no field of a fact are ignored.
-        columns: column of a field, where their names differ.
-        fields: the names of all fields.
-
-    Raises:
-        FactError: if a key of `columns` is no field, or a column is missing.
+    Other keys of the record are ignored. FactError if a key of ``columns`` is no field, or a column is
+    missing.
 
     Example:
         >>> renamed({"q": "Mary plays", "subject": "Mary", "answer": "golf", "id": 7},
@@ -104,6 +80,7 @@ def renamed(
                 f"say which column holds it, as in columns={{{field!r}: ...}}"
             )
     picked = {field: record.get(columns.get(field, field)) for field in fields}
+    # An empty required cell becomes "", so that Fact itself names what is wrong.
     missing = {field: "" for field in REQUIRED}
     return missing | {field: value for field, value in picked.items() if not absent(value)}
 
@@ -111,8 +88,7 @@ def renamed(
 def read_csv(path: str | Path) -> list[dict[str, Any]]:
     """Read a CSV file with a header row (UTF-8, with or without a byte-order mark).
 
-    Raises:
-        DataError: if the file is not UTF-8 text, or a row has more cells than the header has columns.
+    DataError if it is not UTF-8 text, or a row has more cells than the header.
     """
     rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(_text(path), newline="")))
     for number, row in enumerate(rows, start=1):
@@ -125,14 +101,11 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_jsonl(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read JSON lines, with or without the header line that `write_jsonl` writes.
+    """Read JSON lines: the header that `write_jsonl` writes (empty if there is none), and the records.
 
-    Returns:
-        The header (empty if there is none), and the records.
-
-    Raises:
-        DataError: if a line is not a JSON object, the file is of another format, or it is empty or cut short.
+    DataError if a line is not a JSON object, the file is of another format, or it is empty or cut short.
     """
+    # Not splitlines, which would also cut at U+2028 and other characters that JSON leaves unescaped.
     lines = _text(path).split("\n")
     rows = [_object(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:

@@ -26,11 +26,7 @@ _Combiner = Callable[[Float[np.ndarray, "part *rest"]], Float[np.ndarray, "*rest
 
 
 def combine(values: xr.DataArray, how: str, *, sites: ModelSites | None = None) -> xr.DataArray:
-    """Combine labelled scores into those of whole components; the arguments are those of ``Scores.combine``.
-
-    Raises:
-        ScoresError: for an unknown `how`, a state, or a component scored both whole and in parts.
-    """
+    """Combine scores into those of whole components; arguments and errors are those of ``Scores.combine``."""
     if how not in _COMBINERS:
         raise ScoresError(one_of("how", how, _COMBINERS))
     scored = [Site.parse(str(site)) for site in values["site"].values]
@@ -58,6 +54,7 @@ def farthest_position(values: xr.DataArray) -> xr.DataArray:
     """Replace the positions, if there are any, by the score farthest from 0, with its sign."""
     if "pos" not in values.dims:
         return values
+    # Below every magnitude, so that NaN is chosen only where all positions are NaN.
     farthest = abs(values).fillna(-1).argmax("pos")
     return values.isel(pos=farthest).drop_vars(("pos", "token"))
 

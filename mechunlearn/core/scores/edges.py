@@ -147,6 +147,7 @@ class EdgeScores(LabelledScores):
         if by not in get_args(End):
             raise ScoresError(one_of("by", by, get_args(End)))
         over = "receiver" if by == "sender" else "sender"
+        # Without min_count, an end whose edges are all NaN would sum to 0.
         summed = self.values.sum(over, min_count=1)
         dims = tuple("site" if dim == by else str(dim) for dim in summed.dims)
         return Scores.of(

@@ -27,13 +27,7 @@ _BLOCK = 1 << 22
 
 
 def intervals(values: xr.DataArray, *, level: float, seed: int, samples: int) -> pd.DataFrame:
-    """Tabulate means and intervals of labelled scores with a dimension ``fact`` and none ``sample``.
-
-    The arguments are those of ``Scores.intervals``.
-
-    Raises:
-        ScoresError: if `level` or `samples` is out of range.
-    """
+    """Tabulate means and intervals of scores without ``sample``; see ``Scores.intervals``."""
     if not 0 < level < 1:
         raise ScoresError(f"level must lie between 0 and 1, as 0.95 does; not {level}")
     if samples < 1:
@@ -71,6 +65,7 @@ def _means(data: Float[np.ndarray, "fact cell"], seed: int, samples: int) -> Flo
     means = []
     for start in range(0, samples, block):
         size = min(block, samples - start)
+        # Shifted by its row, every resample has its own range of bins, so one bincount counts them all.
         drawn = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
         means.append(weights @ data / count)

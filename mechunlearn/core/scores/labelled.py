@@ -1,4 +1,4 @@
-"""What scores of sites and scores of edges share: a labelled array that averages and shows itself."""
+"""The base class of scores of sites and of edges: a labelled array with means and a picture."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ _Kind = TypeVar("_Kind", bound="LabelledScores")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelledScores(ABC):
-    """A read-only labelled array with a title.
-
-    Args:
-        values: the scores; ``title`` and ``unit`` are among the array's attributes.
-    """
+    """A read-only labelled array, whose attributes hold its ``title`` and ``unit``."""
 
     values: xr.DataArray
 

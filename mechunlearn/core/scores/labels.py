@@ -29,11 +29,7 @@ def label(
     metrics: Sequence[str] | Mapping[str, str] | None = None,
     facts: Sequence[int] | None = None,
 ) -> xr.DataArray:
-    """Copy an array into a read-only labelled one; the arguments are those of ``Scores.of``.
-
-    Raises:
-        ScoresError: if dimensions, labels and array do not fit each other.
-    """
+    """Copy an array into a read-only labelled one; arguments and errors are those of ``Scores.of``."""
     array = values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else values
     array = np.array(array, dtype=np.float64)
     array.flags.writeable = False
@@ -80,11 +76,7 @@ def site_coords(sites: Sequence[Site], counts: Mapping[Site, int]) -> dict[str, 
 
 
 def select_label(values: xr.DataArray, dim: str, choice: int | str) -> xr.DataArray:
-    """Select one entry of a dimension, a position also by its token, and drop that dimension.
-
-    Raises:
-        ScoresError: if there is no such label, or a token stands at several positions.
-    """
+    """Select one entry of a dimension, a position also by its token; errors are those of ``Scores.sel``."""
     labels = values["token" if isinstance(choice, str) and dim == "pos" else dim].values.tolist()
     indices = [index for index, name in enumerate(labels) if name == choice]
     if not indices:

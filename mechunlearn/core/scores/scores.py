@@ -1,4 +1,4 @@
-"""A labelled array of scores over sites, which selects, reduces and draws itself.
+"""A labelled array of scores over sites, with selections, reductions and pictures.
 
 1. The values are an xarray with one stacked dimension ``site``; layer, kind, head and parameter count are
    its coordinates, so a selection by budget needs no model. Other dimensions are ``fact``, ``sample``,

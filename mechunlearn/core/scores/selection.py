@@ -26,11 +26,7 @@ from mechunlearn.errors import ScoresError, one_of
 
 
 def top_k(values: xr.DataArray, k: int, *, by: str, per_parameter: bool) -> Localization:
-    """Select the `k` best sites; the arguments are those of ``Scores.top``.
-
-    Raises:
-        ScoresError: if there are fewer than `k` sites, or they have no rank.
-    """
+    """Select the `k` best sites; arguments and errors are those of ``Scores.top``."""
     ranked = rank(values, by=by, per_parameter=per_parameter)
     if not 1 <= k <= len(ranked):
         raise ScoresError(f"top selects 1 to {len(ranked)} sites, as many as were scored; not {k}")
@@ -47,11 +43,7 @@ def top_params(
     fill: ModelSites | None,
     seed: int,
 ) -> Localization:
-    """Select the best sites within a budget of parameters; the arguments are those of ``Scores.top``.
-
-    Raises:
-        ScoresError: if the budget is no budget or below the best site, or the sites have no rank.
-    """
+    """Select the best sites within a budget; arguments and errors are those of ``Scores.top``."""
     ranked = rank(values, by=by, per_parameter=per_parameter)
     if fill is not None and overshoot:
         raise ScoresError("fill never goes above the budget; leave out either fill or overshoot=True")
@@ -61,6 +53,7 @@ def top_params(
         return Localization(filled, source=f"{title} ({filled.source})")
     sizes = _sizes(values.sel(site=[str(site) for site in ranked]))
     spent = np.cumsum(sizes)
+    # From the right, so that a site that meets the budget exactly still fits.
     count = int(np.searchsorted(spent, budget, side="right"))
     if overshoot and (count == 0 or spent[count - 1] < budget):
         count = min(count + 1, len(ranked))
@@ -73,18 +66,11 @@ def top_params(
 
 
 def top_guo2024(values: xr.DataArray, params: float | int) -> Localization:
-    """Select whole components as Guo et al. 2024 do; the source says how far they go over the budget.
-
-    Args:
-        values: reduced scores of whole components.
-        params: the budget; see ``Scores.top``.
-
-    Raises:
-        ScoresError: if the budget is no budget, a site is a state, or a score is NaN.
-    """
+    """Select whole components as Guo et al. 2024 do; the source says how far they go over the budget."""
     ranked, budget = rank(values, by="abs"), _budget(params, values)
     ordered = values.sel(site=[str(site) for site in ranked])
     magnitudes, spent = np.abs(ordered.values), np.cumsum(_sizes(ordered))
+    # From the left: the first component that meets the budget, or the last if the budget exceeds them all.
     last = min(int(np.searchsorted(spent, budget)), len(ranked) - 1)
     count = int((magnitudes >= magnitudes[last]).sum())
     size = gap(int(spent[count - 1]), budget)
@@ -93,15 +79,9 @@ def top_guo2024(values: xr.DataArray, params: float | int) -> Localization:
 
 
 def require_convention(convention: str, values: xr.DataArray, options: Mapping[str, bool]) -> None:
-    """Check that a selection by convention is possible.
+    """Raise ScoresError if a selection by convention is impossible for these scores, not yet reduced.
 
-    Args:
-        convention: the convention's name.
-        values: the scores before they are reduced.
-        options: whether each option that the convention decides itself was passed, by name.
-
-    Raises:
-        ScoresError: for an unknown convention, an option that contradicts it, or scores with positions.
+    ``options`` tells of each option that the convention decides itself whether it was passed.
     """
     if convention != "guo2024":
         raise ScoresError(one_of("convention", convention, ("guo2024",)))
@@ -122,14 +102,7 @@ def rank(
 ) -> list[Site]:
     """List the sites whose value exceeds a threshold, the best first; ties keep their order.
 
-    Args:
-        values: reduced scores.
-        by: ``"abs"`` or ``"signed"``.
-        above: the threshold.
-        per_parameter: divide every value by the site's parameters first.
-
-    Raises:
-        ScoresError: if a site is a state, a score is NaN, or parameters are needed and unknown.
+    ScoresError if a site is a state, a score is NaN, or parameters are needed and unknown.
     """
     if by not in ("abs", "signed"):
         raise ScoresError(one_of("by", by, ("abs", "signed")))

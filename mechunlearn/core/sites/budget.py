@@ -26,17 +26,10 @@ TOLERANCE = 0.05
 def spend(
     ranked: Iterable[Site], params: int, *, sites: ModelSites, random: np.random.Generator, slack: int = 0
 ) -> list[Site]:
-    """Choose sites whose parameters add up to the budget as nearly as the order allows.
+    """Choose sites, the best first, whose parameters add up to the budget as nearly as the order allows.
 
-    Args:
-        ranked: sites, the best first.
-        params: the budget, in parameters.
-        sites: the sites of the model, which count parameters and list the heads or neurons of a component.
-        random: random generator that orders the heads or neurons of a component that does not fit.
-        slack: number of parameters by which the budget may be exceeded where that comes nearer to it.
-
-    Raises:
-        SiteError: if a site is not of this model.
+    ``random`` orders the heads or neurons of a component that does not fit. The budget may be exceeded by up
+    to ``slack`` parameters where that comes nearer to it. SiteError if a site is not of this model.
     """
     chosen: list[Site] = []
     left = params

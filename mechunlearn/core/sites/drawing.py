@@ -29,16 +29,7 @@ _SPLIT = ("head", "kv")
 
 
 def heatmap(localization: Localization, sites: ModelSites | None = None) -> go.Figure:
-    """Draw one localization.
-
-    Args:
-        localization: the localization.
-        sites: the sites of the model, for its full depth and exact shares; without them the picture ends at
-            the last layer of the localization.
-
-    Raises:
-        SiteError: if a site is not of this model.
-    """
+    """Draw one localization; without the model's sites the picture ends at the localization's last layer."""
     columns = _columns(localization, sites)
     values, texts = _cells(localization, columns, sites)
     return matrix_plot(
@@ -52,15 +43,7 @@ def heatmap(localization: Localization, sites: ModelSites | None = None) -> go.F
 
 
 def compare(localizations: Mapping[str, Localization], sites: ModelSites) -> go.Figure:
-    """Draw several localizations of one model side by side, with the same columns and colours.
-
-    Args:
-        localizations: the localizations, by the name above each panel.
-        sites: the sites of the model, ``hm.sites``.
-
-    Raises:
-        SiteError: if a site is not of this model.
-    """
+    """Draw localizations of one model, by the name above each panel, with the same columns and colours."""
     columns = _columns([site for localization in localizations.values() for site in localization], sites)
     cells = {name: _cells(localization, columns, sites) for name, localization in localizations.items()}
     return matrix_panels(

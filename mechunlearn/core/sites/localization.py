@@ -125,6 +125,7 @@ class Localization(Set[Site]):
             raise LocalizationError(one_of("the grain", grain, ("head", "neuron")))
         sites.check(self)
         coarse = "attn" if grain == "head" else "mlp"
+        # Sites of another kind, and parts of a component, have no pieces to take and stay as they are.
         fine = [piece for site in self for piece in (sites.pieces(site) * (site.kind == coarse) or (site,))]
         return Localization(fine, source=self.source)
 

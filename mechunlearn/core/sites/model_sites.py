@@ -28,15 +28,7 @@ _DRAWS = 100
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers that determine which sites a model has.
-
-    Args:
-        n_layers: number of blocks.
-        n_heads: query heads in a block.
-        n_kv_heads: key and value heads in a block; fewer than ``n_heads`` under grouped queries.
-        d_mlp: neurons in a block.
-        gated: whether the MLP multiplies its neurons by a gate.
-    """
+    """The numbers that determine which sites a model has; ``n_kv_heads < n_heads`` under grouped queries."""
 
     n_layers: int
     n_heads: int
@@ -134,11 +126,7 @@ class ModelSites(Localization):
         return tuple(Site(kind, site.layer, index) for kind, n in counts.items() for index in range(n))
 
     def check(self, sites: Iterable[Site]) -> None:
-        """Check that the model has all of these sites.
-
-        Raises:
-            SiteError: for the first it does not have; the message says which there are.
-        """
+        """Raise SiteError, which says which sites there are, for the first site that is not of this model."""
         for site in sites:
             if not isinstance(site, Site):
                 raise SiteError(f"{site!r} is no Site; write Localization([{str(site)!r}]) or Site.parse")
@@ -146,11 +134,7 @@ class ModelSites(Localization):
                 raise SiteError(f"{site} is not a site of this model: {problem}; choose from hm.sites")
 
     def size(self, sites: Iterable[Site]) -> int:
-        """Count the parameters of some sites; state sites hold none.
-
-        Raises:
-            SiteError: if a site is not of this model.
-        """
+        """Count the parameters of sites of this model (SiteError for others); state sites hold none."""
         weights = [site for site in sites if not isinstance(site, Site) or site.has_weights]
         self.check(weights)
         # All heads of a layer have one size, and so have its thousands of neurons: count one of each.
@@ -159,19 +143,11 @@ class ModelSites(Localization):
         return sum(number * self._counts(example[key]) for key, number in alike.items())
 
     def fill(self, ranked: Sequence[Site], *, params: int, seed: int = 0) -> Localization:
-        """Spend a budget of parameters on sites in order, never going above it.
+        """Spend a budget of parameters on sites, the best first, never going above it.
 
         Whole sites are taken while they fit. The first that does not fit is broken into its heads or neurons,
-        and a random choice of those fills the rest.
-
-        Args:
-            ranked: sites, the best first.
-            params: the budget, in parameters.
-            seed: seed of the random choice.
-
-        Raises:
-            SiteError: if a site is not of this model.
-            LocalizationError: if nothing fits the budget.
+        and a random choice of those fills the rest. SiteError if a site is not of this model,
+        LocalizationError if nothing fits the budget.
 
         Example:
             >>> shape = Shape(n_layers=4, n_heads=2, n_kv_heads=2, d_mlp=100, gated=False)
@@ -191,15 +167,9 @@ class ModelSites(Localization):
         """Draw a random localization of the same size as another, as a control for it.
 
         Whole components are drawn first; heads or neurons of one more make up the rest, so that the sizes
-        agree within 5 %. ``source`` states the gap. A control that equals ``like`` is drawn again.
-
-        Args:
-            like: the localization to control for.
-            seed: seed of the random generator.
-            within: the sites to draw from; default every ``attn`` and ``mlp``.
-
-        Raises:
-            LocalizationError: if ``like`` is empty, or ``within`` cannot match its size.
+        agree within 5 %. ``source`` states the gap. A control that equals ``like`` is drawn again. Sites come
+        from ``within``, by default every ``attn`` and ``mlp``. LocalizationError if ``like`` is empty, or
+        ``within`` cannot match its size.
         """
         pool = self.attns() | self.mlps() if within is None else within
         target, available = self.size(like), self.size(pool)

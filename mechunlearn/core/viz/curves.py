@@ -28,21 +28,10 @@ def line_plot(
     bands: Bands | None = None,
     chance: float | int | None = None,
 ) -> go.Figure:
-    """Draw curves with a marker at every point and, optionally, an interval around them.
+    """Draw curves, by their name in the legend, with a marker at every point; a NaN leaves a gap.
 
-    Args:
-        curves: heights, by the name in the legend; a NaN leaves a gap.
-        x: a label for every point; labels may repeat.
-        at: horizontal positions of the points; default 0, 1, 2 and so on.
-        title: title of the figure.
-        unit: unit of the heights, written beside the axis.
-        bands: lower and upper ends of an interval, for some or all of the curves.
-        chance: height of a dashed line, the score of guessing.
-
-    Example:
-        >>> figure = line_plot({"probe": [0.3, 0.9]}, x=["L0", "L1"], bands={"probe": ([0.2, 0.8], [0.4, 1])})
-        >>> len(figure.data)
-        2
+    ``x`` labels the points, whose horizontal positions are ``at`` (default 0, 1, 2 and so on); labels may
+    repeat. ``bands`` are intervals of some or all curves, ``chance`` is the height of a dashed line.
     """
     import plotly.graph_objects as go
 
@@ -74,16 +63,7 @@ def bar_plot(
     bands: Bands | None = None,
     chance: float | int | None = None,
 ) -> go.Figure:
-    """Draw bars in groups, optionally with error bars.
-
-    Args:
-        groups: heights, by the name in the legend.
-        x: a label for every group of bars; labels may repeat.
-        title: title of the figure.
-        unit: unit of the heights, written beside the axis.
-        bands: lower and upper ends of an interval, for some or all of the names.
-        chance: height of a dashed line, the score of guessing.
-    """
+    """Draw bars in groups, with a label in ``x`` each; the other arguments are those of `line_plot`."""
     import plotly.graph_objects as go
 
     figure = go.Figure()

@@ -26,21 +26,7 @@ def matrix_plot(
     unit: str = "",
     hover: Sequence[Sequence[str]] | None = None,
 ) -> go.Figure:
-    """Draw a matrix, its first row at the bottom, as layers are stacked.
-
-    Args:
-        values: the matrix; NaN cells are grey.
-        rows: a label for every row; labels may repeat.
-        cols: a label for every column; labels may repeat.
-        title: title of the figure.
-        unit: unit of the numbers, written beside the colours.
-        hover: text for every cell; default its row and column.
-
-    Example:
-        >>> figure = matrix_plot(np.eye(2), rows=["L0", "L1"], cols=[" the", " the"])
-        >>> figure.layout.xaxis.ticktext
-        (' the', ' the')
-    """
+    """Draw one matrix; see `matrix_panels`."""
     named = None if hover is None else {"": hover}
     return matrix_panels({"": values}, rows=rows, cols=cols, title=title, unit=unit, hover=named)
 
@@ -54,18 +40,11 @@ def matrix_panels(
     unit: str = "",
     hover: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> go.Figure:
-    """Draw matrices side by side, four to a row, with one colour scale for all.
+    """Draw matrices, by the name above each panel, four to a row, with one colour scale for all.
 
-    Args:
-        grids: the matrices, by the name above each panel.
-        rows: a label for every row of every panel.
-        cols: a label for every column of every panel.
-        title: title of the figure.
-        unit: unit of the numbers, written beside the colours.
-        hover: text for every cell, by the name of its panel; default its row and column.
-
-    Raises:
-        ValueError: if there is no matrix, or labels and matrices do not fit each other.
+    The first row is at the bottom, as layers are stacked. Labels may repeat; NaN cells are grey. ``unit`` is
+    written beside the colours. ``hover`` holds a text for every cell, by panel; default its row and column.
+    ValueError if there is no matrix, or labels and matrices do not fit each other.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

@@ -12,13 +12,7 @@ if TYPE_CHECKING:
 
 
 def stack(figures: Sequence[go.Figure], *, title: str = "") -> go.Figure:
-    """Stack figures of one panel each, over one horizontal axis.
-
-    Args:
-        figures: figures by ``matrix_plot``, ``line_plot`` or ``bar_plot``, from the top down; each keeps its
-            height.
-        title: title of the stacked figure.
-    """
+    """Stack figures of one panel each, from the top down, over one horizontal axis; each keeps its height."""
     from plotly.subplots import make_subplots
 
     heights = [figure.layout.height for figure in figures]
@@ -28,6 +22,7 @@ def stack(figures: Sequence[go.Figure], *, title: str = "") -> go.Figure:
         subplot_titles=[figure.layout.title.text or " " for figure in figures],
     )  # fmt: skip
     for row, figure in enumerate(figures, start=1):
+        # plotly names the axes of the first subplot without a number.
         number = "" if row == 1 else str(row)
         for trace in figure.data:
             copy = type(trace)(trace.to_plotly_json())

@@ -22,14 +22,9 @@ IGNORED = -100
 class Batch:
     """Encoded rows, padded on the right.
 
-    Args:
-        tokens: token ids.
-        mask: 1 for tokens, 0 for padding.
-        subject: True on the tokens of the subject.
-        subject_last: position of the last of them; -1 where a row has no subject.
-        end: position of the last prompt token, whose logits predict the first answer token (0 in a text).
-        labels: ``labels[b, t]`` is the target of ``logits[b, t]``; -100 outside the answer.
-        strings: the tokens as text, per row and without padding, for plots.
+    ``subject`` is true on the subject's tokens, ``subject_last`` the position of the last of them (-1 where a
+    row has none). ``end`` is the position of the last prompt token, whose logits predict the first answer
+    token (0 in a text). ``strings`` are the tokens as text, per row and without padding, for plots.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -42,12 +37,7 @@ class Batch:
 
     @classmethod
     def of_tokens(cls, tokens: Int[Tensor, "batch pos"]) -> Batch:
-        """Token ids without padding, subject and answer, read at the last token.
-
-        Example:
-            >>> Batch.of_tokens(torch.zeros(2, 5, dtype=torch.long)).end.tolist()
-            [4, 4]
-        """
+        """Make a batch of token ids without padding, subject and answer, read at the last token."""
         last = torch.full_like(tokens[:, 0], tokens.shape[1] - 1)
         return cls(
             tokens=tokens,
@@ -84,6 +74,7 @@ class Batch:
         """The answer tokens at `answer_positions`, padded with -100."""
         positions = self.answer_positions
         count = (self.labels != IGNORED).sum(1, keepdim=True)
+        # Rows with fewer tokens repeat their last position; its token must not count twice.
         inside = torch.arange(positions.shape[1], device=self.tokens.device) < count
         return self.labels.gather(1, positions).masked_fill(~inside, IGNORED)
 
@@ -117,6 +108,7 @@ def token_groups(batch: Batch) -> Int[Tensor, "batch pos"]:
     is the ``"last_subject"`` and there is no ``"last"``. BOS, tokens before the subject, answers, padding and
     rows without a subject are -1.
     """
+    # The order matters: a later group overwrites an earlier one where a token belongs to both.
     position = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)[None]
     first = torch.where(batch.subject.any(1), batch.subject.int().argmax(1), -1)[:, None]
     last, end = batch.subject_last[:, None], batch.end[:, None]

@@ -6,7 +6,7 @@
    characters other than a space (or lies between two that do), and to the answer if it ends after the prompt,
    whose final spaces do not count. So it does not matter whether a tokenizer puts the space before a word
    into the word, into a token of its own, or into none, nor whether a prompt ends with a space.
-3. A BOS token opens the row if the model asks for one and the tokenizer has one; no other special token.
+3. A BOS token opens the row if ``prepend_bos`` is set and the tokenizer has one; no other special token.
 4. The rows are laid out as a ``Batch``.
 """
 
@@ -42,24 +42,14 @@ class HasTokenizer(Protocol):
 def encode(
     model: HasTokenizer, facts: Sequence[Fact], *, answer: str | Sequence[str] | None = "answer"
 ) -> Batch:
-    """Encode prompts with an answer, or prompts alone.
+    """Encode the prompts of facts, one row each, with an answer or without.
 
-    Args:
-        model: the model, with its tokenizer, device, and whether a BOS token opens each row.
-        facts: the facts, one row each.
-        answer: ``"answer"``, ``"new"`` or ``"foil"`` of each fact; a list of answers, one per fact; or None
-            for the prompts alone, which are cut where the fact's answer would begin.
+    ``answer`` is ``"answer"``, ``"new"`` or ``"foil"`` of each fact; a list of answers, one per fact; or None
+    for prompts alone, which are cut where the fact's answer would begin.
 
     Raises:
         FactError: there are no facts; a fact has no such answer; the tokenizer gives no character offsets, or
             no token for a subject or an answer.
-
-    Example:
-        >>> import mechunlearn as mu
-        >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> batch = encode(hm, facts.forget)
-        >>> batch.answer_ids.shape[0] == len(facts.forget)
-        True
     """
     if not len(facts):
         raise FactError("there are no facts to encode; give at least one")
@@ -76,15 +66,10 @@ def encode(
 
 
 def encode_text(model: HasTokenizer, texts: Sequence[str], *, max_tokens: int | None = None) -> Batch:
-    """Encode running text in which every next token is predicted.
+    """Encode running text, in which every next token is predicted.
 
-    Args:
-        model: the model, with its tokenizer, device, and whether a BOS token opens each row.
-        texts: the texts, one row each.
-        max_tokens: the largest number of tokens of a row, BOS included; longer rows are cut.
-
-    Raises:
-        FactError: there are no texts, or one has fewer than two tokens (with BOS), and nothing to predict.
+    Rows are cut to ``max_tokens``, BOS included. FactError if there are no texts, or one has fewer than two
+    tokens (with BOS), and nothing to predict.
     """
     if not len(texts):
         raise FactError("there are no texts to encode; give at least one")
@@ -213,6 +198,7 @@ def _padded(model: HasTokenizer, rows: Sequence[_Row]) -> Batch:
         ids = torch.tensor(row.ids)
         tokens[number, : len(ids)] = ids
         first, stop = row.answer
+        # One to the left: the logits at a position predict the token after it.
         labels[number, first - 1 : stop - 1] = ids[first:stop]
     position = torch.arange(shape[1])
     return Batch(

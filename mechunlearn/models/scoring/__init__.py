@@ -1,1 +1,1 @@
-"""What a model says to facts: whole answers, options, running text."""
+"""Scores of a model on facts and text: whole answers, options, perplexity."""

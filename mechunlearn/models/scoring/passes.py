@@ -44,25 +44,16 @@ def forward(
 ) -> Float[Tensor, "batch ..."]:
     """Run the plain model and read its logits at the answer positions.
 
-    Args:
-        hm: the model; it keeps its mode and its gradients.
-        batch: encoded facts or texts; a prompt without labels is read at its last token.
-        read: a function of the logits ``[batch answer d_vocab]`` and the ids ``[batch answer]`` (padded by
-            -100); its result has a row per row of the batch, and should be small to bound the memory.
-
-    Returns:
-        The results of `read`, in the order of the batch; all logits without `read`.
-
-    Example:
-        >>> from mechunlearn.models.encoding.encoder import encode
-        >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> logits = forward(hm, encode(hm, facts.forget))
+    A row without labels is read at the prompt's last token. ``read`` gets the logits and the ids (padded by
+    -100). Its result has a row per row of the batch, and should be small to bound the memory. Results are in
+    the order of the batch. The model keeps its mode and its gradients.
     """
     positions, ids = batch.answer_positions, batch.answer_ids
     fed, row_of = _inputs(batch, positions)
     done, results = [], []
     with torch.no_grad(), _evaluating(hm.hf):
         for chunk in _chunks(fed, hm.hf.config.get_text_config().vocab_size):
+            # From a distinct input to its row in this pass; -1 for inputs of other passes.
             index = torch.full_like(fed[:, 0], -1)
             index[chunk] = torch.arange(len(chunk), device=fed.device)
             rows = (index[row_of] >= 0).nonzero()[:, 0]

@@ -80,21 +80,7 @@ class Validation:
 def answer_logprobs(
     hm: HasModel, facts: Sequence[Fact], answers: str | Sequence[str] = "answer"
 ) -> Float[Tensor, "fact"]:
-    """The log-probability of one whole answer per fact, in nats.
-
-    Args:
-        hm: the model.
-        facts: the facts.
-        answers: one per fact, or the name of a field: ``"answer"``, ``"new"``, ``"foil"``.
-
-    Raises:
-        FactError: see `encode`.
-
-    Example:
-        >>> import mechunlearn as mu
-        >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> p = answer_logprobs(hm, facts.forget).exp()
-    """
+    """The log-probability of one whole answer per fact, in nats; `encode` explains ``answers``."""
     if not len(facts):
         return torch.zeros(0)
     return forward(hm, encode(hm, facts, answer=answers), read=metrics.answer_logprob)
@@ -103,11 +89,7 @@ def answer_logprobs(
 def option_logprobs(hm: HasModel, facts: Sequence[Fact]) -> Float[Tensor, "fact option"]:
     """The log-probability of every whole option, in the order of `Fact.options`.
 
-    Returns:
-        One row per fact; rows of facts with fewer options end in minus infinity.
-
-    Raises:
-        FactError: a fact has no options.
+    Rows of facts with fewer options end in minus infinity. FactError if a fact has no options.
     """
     for fact in facts:
         if not fact.options:
@@ -123,27 +105,14 @@ def option_logprobs(hm: HasModel, facts: Sequence[Fact]) -> Float[Tensor, "fact 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Facts encoded once, to score the same model several times while it changes.
-
-    Args:
-        facts: the facts.
-        batch: every fact's candidate answers, one row each; None where there are no facts.
-    """
+    """Facts encoded once, a row per candidate answer, to score a model several times while it changes."""
 
     facts: tuple[Fact, ...]
     batch: Batch | None
 
 
 def prepare(hm: HasTokenizer, facts: Sequence[Fact]) -> Prepared:
-    """Encode facts for :func:`score`.
-
-    Args:
-        hm: the model, or anything with its tokenizer.
-        facts: the facts to score.
-
-    Raises:
-        FactError: see `encode`.
-    """
+    """Encode facts for :func:`score`; only the model's tokenizer is used."""
     pairs = [(fact, word) for fact in facts for word in _candidates(fact)]
     if not pairs:
         return Prepared((), None)
@@ -192,13 +161,6 @@ def perplexity(hm: HasModel, texts: Sequence[str]) -> Float[np.ndarray, "text"]:
 
     The perplexity of a corpus is the exponential of a mean of these; intervals are taken over texts. Texts
     that are too long for the model are cut.
-
-    Raises:
-        FactError: see `encode_text`.
-
-    Example:
-        >>> import mechunlearn as mu
-        >>> nll = perplexity(mu.world.model(), mu.world.facts().text)
     """
     if not len(texts):
         return np.zeros(0)
@@ -250,6 +212,7 @@ def _logprobs_and_guesses(
     logits: Float[Tensor, "batch answer d_vocab"], ids: Int[Tensor, "batch answer"]
 ) -> Float[Tensor, "batch answer 2"]:
     logprobs = metrics.token_logprobs(logits, ids)
+    # `read` returns one tensor, so ids become floats; float32 holds them exactly up to 2**24.
     return torch.stack([logprobs, logits.argmax(-1).to(logprobs.dtype)], dim=-1)
 
 
