@@ -134,7 +134,6 @@ class Exam:
             # The labels of a probe are stripped answers.
             chance = 1 / len(probes[site].labels)
             for fact, label in zip(reader.scored, probes[site].predict(state), strict=True):
-
                 values = {"answer": float(label == fact.answer.strip())}
                 if fact.new is not None:
                     values["new"] = float(label == fact.new.strip())

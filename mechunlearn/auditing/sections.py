@@ -75,7 +75,7 @@ def questions(facts: Facts, *, seed: int) -> tuple[Question, ...]:
 
 
 def attacked(facts: Facts, judged: Sequence[Fact], name: str, *, seed: int) -> tuple[Question, ...]:
-    """Every question after the attack ``name``: the forget facts that it did not see, and maintained facts."""
+    """Every question after the attack ``name``: forget facts that it did not see, and maintained facts."""
     maintained = _questions(f"{name}, maintained", _units(facts.maintained), ("train",), seed)
     return (*_questions(name, _units(judged), FORMATS, seed), *maintained)
 
@@ -137,7 +137,6 @@ def _questions(
     """The questions of one section, each fact once, from pairs of unit and fact."""
     unique = {_key(fact): (unit, fact) for unit, fact in facts}
     for unit, fact in unique.values():
-
         bare = fact.replace(entailed=(), others=(), neighbours={})
         for phrasing in formats:
             for question in _forms(bare, phrasing, seed, SHUFFLES if fact.split == "forget" else 1):

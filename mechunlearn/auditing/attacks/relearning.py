@@ -80,7 +80,8 @@ class Relearn:
         """
         if not context.forget:
             raise FactError("there are no forget facts to relearn from; give at least two, one for each half")
-        # The user's random state must not depend on whether an audit ran.
+        # The caller's random state must not depend on whether an audit ran; and the caller may be in inference
+        # mode, in which nothing can be trained.
         forked_rng = torch.random.fork_rng(devices=[hm.device] if hm.device.type == "cuda" else [])
         with torch.inference_mode(False), forked_rng, warnings.catch_warnings():
             # peft warns of what it corrects itself, such as transposed weights in GPT-2.
@@ -111,6 +112,7 @@ class Relearn:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
+        # Merging writes into the base weights, which must not be those of `hm`.
         adapted = get_peft_model(loading.with_own_tensors(hm.hf), config)
 
         return adapted.eval()

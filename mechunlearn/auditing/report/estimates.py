@@ -113,7 +113,7 @@ def differences(models: Mapping[str, PerFact]) -> dict[str, dict[str, float]]:
 
 
 def estimates(rows: Iterable[Row], *, seed: int) -> tuple[Estimate, ...]:
-    """Every mean and every difference of an audit, in the order of the questions; ``seed`` is the bootstrap's."""
+    """Every mean and every difference of an audit, in the order of the questions."""
     outcomes: dict[tuple[str, str, str, str], dict[str, list[tuple[str, float]]]] = {}
     for row in rows:
         for metric, value in row.values.items():

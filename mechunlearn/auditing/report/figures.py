@@ -33,7 +33,7 @@ def figures(table: Sequence[Estimate], attacks: Sequence[str]) -> dict[str, go.F
         "overview": ("The old answer of the facts to forget", lambda e: e.section in ("forget", "entailed")),
         "maintained": ("What was to survive", lambda e: e.section.startswith(survivors)),
         **{
-            # The default binds the name now; a plain closure would see only the last attack's.
+            # The default value binds the name now; a plain closure would see only the last attack's.
             name: (f"After {name}", lambda e, name=name: e.section in (name, f"{name}, maintained"))  # type: ignore[misc]
             for name in attacks
         },

@@ -92,7 +92,7 @@ def _cell(estimate: Estimate) -> str:
         return str(estimate.interval)
     if estimate.model == CHANGE:
         return "{} [{}, {}] nats".format(*map(_signed, bounds))
-    # Mean and bounds of the log loss become perplexities; a difference of losses (above) stays in nats.
+    # A mean loss becomes a perplexity; a difference of losses (above) stays in nats.
     value, low, high = map(math.exp, bounds)
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 

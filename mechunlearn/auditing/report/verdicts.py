@@ -48,7 +48,7 @@ class Recovery:
 
     Args:
         source: the kind of reading, such as ``"other phrasings"``, or an attack's name.
-        recovery: 1 where the old answer is as frequent as in the untouched model, 0 where as in the gold model.
+        recovery: 1 if the old answer is as frequent as in the untouched model, 0 if as in the gold model.
         edited: the share of facts that get the old answer.
     """
 

@@ -31,7 +31,7 @@ STOP = Stop()
 class DemoCell:
     """One model, examined with one draw's facts.
 
-    ``draw`` decides the group of people and is the seed; without ``sites`` the checkpoint is examined as it is.
+    ``draw`` decides the group of people and is the seed; without ``sites`` the checkpoint is not edited.
     """
 
     draw: int
@@ -53,6 +53,7 @@ class DemoCell:
         """Fit the edit, if there is one, and take the exam; returns the fields of a `DemoResult`."""
         hm = model(self.checkpoint)
         if not self.sites:
+            # Rows carry no model's name: one cell may stand in several lines of the table.
             return {"rows": _exam(self.draw).take(hm, "")}
         localization = Localization(self.sites)
         choice = choose(hm, localization, self.recipes, facts_of(self.draw))
@@ -93,7 +94,6 @@ class DemoResult:
         return cls(cell, **{**record, "rows": tuple(Row(*row) for row in record["rows"])})
 
 
-# Preparing the exam is costly, and the cells of one draw follow each other.
 @lru_cache(maxsize=1)
 def _exam(draw: int) -> Exam:
     return Exam.of(model("original"), facts_of(draw), (Relearn(),), seed=draw)

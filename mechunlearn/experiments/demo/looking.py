@@ -66,7 +66,7 @@ def _equal(
 ) -> dict[str, Localization]:
     """Localizations of the size of the lookup."""
     budget = sites.size(credited)
-    # MLPs only, and none of the lookup's, so that kind of component and size are the same and only the place differs.
+    # MLPs only, and none of the lookup's, so that kind and size are the same and only the place differs.
     elsewhere = Localization(sites.mlps() - credited)
     return {
         LOOKUP: credited,

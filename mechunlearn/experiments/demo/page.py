@@ -111,7 +111,7 @@ def fit_of(line: Line) -> tuple[str, str]:
 def write(
     lines: Lines, verdict: Sequence[str], drawn: Mapping[str, go.Figure], notes: Sequence[str], audit: Report
 ) -> str:
-    """Write the page as HTML; the first of ``notes`` says how it was run, the others where edits were made."""
+    """Write the page as HTML; the first note says how it was run, the others where edits were made."""
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdict)
     blocks: list[str | go.Figure] = [INTRODUCTION, "<h2>What was found</h2>", f"<ul>{items}</ul>"]
     blocks += ["<h2>Every row</h2>", table_html(lines)]

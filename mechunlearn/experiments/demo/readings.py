@@ -45,7 +45,7 @@ def ablation(hm: HookedModel, facts: Sequence[Fact]) -> Scores:
         hooks = [] if layer is None else [ablate(name, to="mean", at=batch.subject)]
         with torch.no_grad():
             logits = hm.run_with_hooks(batch.tokens, fwd_hooks=hooks, attention_mask=batch.mask)
-        # The token after `end`, the prompt's last one, is the answer's; only the options compete.
+        # The logits at `end`, the last prompt token, predict the answer; only the options compete.
         predicted = logits[rows, batch.end].gather(1, options).argmax(1)
         return float((predicted == correct).float().mean())
 

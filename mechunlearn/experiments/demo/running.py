@@ -44,7 +44,7 @@ CONTROLS = tuple(f"{CONTROL} {number}" for number in (1, 2, 3))
 class Demo:
     """The result of the demo; its `repr` is a table with the verdict.
 
-    ``looks`` has one entry per draw; the lines of the depth profile and of the controls are among ``results``.
+    ``looks`` has one entry per draw; ``results`` includes the lines of the depth profile and the controls.
     """
 
     looks: tuple[Look, ...]
@@ -141,6 +141,7 @@ def run(
     hm = model("original")
     # A container or a batch system may allow fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # The number of threads changes the order of sums, so the localizers run with as many as the cells: one.
     with grid.one_thread():
         looks = [look(hm, facts_of(draw), seed=draw) for draw in range(draws)]
     lines = _lines(looks, pairs(hm), hm.sites, quick=quick)
