@@ -2,8 +2,8 @@
 
 ``mechunlearn demo`` runs the main job on the embedded world, ``mechunlearn methods`` every method.
 ``localize``, ``edit`` and ``audit`` do the steps of the job for a model folder and a facts file;
-``mechunlearn world export`` writes the embedded ones as such. Commands import what they need when they run, so
-that ``--help`` is fast.
+``mechunlearn world export`` writes the embedded ones as such. Each command imports what it needs when it
+runs, so that ``--help`` is fast.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Relearn:
         """
         if not context.forget:
             raise FactError("there are no forget facts to relearn from; give at least two, one for each half")
-        # The caller's random state must not depend on whether an audit ran; and the caller may be in inference
+        # The caller's random state must not depend on whether an audit ran. The caller may be in inference
         # mode, in which nothing can be trained.
         forked_rng = torch.random.fork_rng(devices=[hm.device] if hm.device.type == "cuda" else [])
         with torch.inference_mode(False), forked_rng, warnings.catch_warnings():
