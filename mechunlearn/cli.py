@@ -1,8 +1,9 @@
-"""The command line: each command is one call, and files are all that passes between them.
+"""The command line: each command is one call, and commands pass results to each other as files.
 
 ``mechunlearn demo`` runs the main job on the embedded world, ``mechunlearn methods`` every method.
 ``localize``, ``edit`` and ``audit`` do the steps of the job for a model folder and a facts file;
-``mechunlearn world export`` writes the embedded ones as such.
+``mechunlearn world export`` writes the embedded ones as such. Each command imports what it needs when it
+runs, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Method(StrEnum):
 
 
 class Aim(StrEnum):
-    """The objectives that need no more than facts: no layer, no corpus."""
+    """The objectives that need only facts: no layer, no corpus."""
 
     AltPO = "AltPO"
     CEU = "CEU"
@@ -262,7 +263,7 @@ def _scores(hm: HookedModel, known: Facts, method: Method) -> Scores:
 
 
 def main(*args: Any) -> None:
-    """Run the command line; an error of this package, or of a file, is one line, not a traceback."""
+    """Run the command line; an error of this package or of a file is printed in one line, no traceback."""
     try:
         app(*args)
     except (MechUnlearnError, OSError) as error:

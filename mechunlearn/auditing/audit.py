@@ -74,6 +74,7 @@ def audit(
     measured = _reused(reuse, basis)
     candidates = {EDITED: edit.apply(hm), UNTOUCHED: hm} | ({GOLD: gold} if gold else {})
     refitted, notes = refits(hm, edit, facts, count=controls, seed=seed, progress=progress)
+
     candidates |= {f"{CONTROL} {n}": control.apply(hm) for n, control in enumerate(refitted, start=1)}
     rows: list[Row] = []
     for name, candidate in tqdm(candidates.items(), desc="audit", disable=not progress, leave=False):
@@ -95,7 +96,7 @@ def audit(
 
 
 def _reused(reuse: Report | None, basis: tuple[object, ...]) -> Mapping[str, list[Row]]:
-    """The untouched and the gold model's rows of an earlier report, which must rest on the same basis."""
+    """The rows of the untouched and the gold model in an earlier report, which must have the same basis."""
     if reuse is None:
         return {}
     names = ("model", "gold model", "facts", "attacks", "seed")

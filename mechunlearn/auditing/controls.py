@@ -24,16 +24,7 @@ def refits(
 ) -> tuple[tuple[Edit, ...], tuple[str, ...]]:
     """Refit an edit on random localizations of equal size.
 
-    Args:
-        hm: the model, which stays as it is.
-        edit: the edit, with its recipe.
-        facts: the facts that it was fitted on.
-        count: number of refits.
-        seed: seed of the first random localization; each further one adds 1.
-        progress: whether to show the bars of the fits.
-
-    Returns:
-        The refits, and the reasons why there are fewer than `count`, if so.
+    Returns the refits, and the reasons why there are fewer than ``count``, if so. The model stays as it is.
     """
     if count < 1:
         return (), ("no control: controls=0 was asked for",)
@@ -57,19 +48,14 @@ def refits(
 
 
 def distinct(sites: ModelSites, like: Localization, *, count: int, seed: int) -> list[Localization]:
-    """Random localizations of the size of another, no two of them the same.
+    """Random localizations of the size of ``like``, no two of them the same.
 
-    Args:
-        sites: the model's universe.
-        like: the localization whose size they have; it is not among them.
-        count: number of localizations; there are fewer where repeated sampling gives no new one.
-        seed: seed of the first random localization; each further one adds 1.
-
-    Raises:
-        LocalizationError: there is no localization of this size.
+    There are fewer than ``count`` where repeated sampling gives no new one; a `LocalizationError` is raised
+    where there is none at all.
     """
     samples: list[Localization] = []
     for attempt in range(TRIES * count):
+        # Seeds of different audits must not overlap, or their controls would be partly the same.
         sample = sites.sample(like=like, seed=seed * TRIES * count + attempt)
         if sample not in samples:
             samples.append(sample)
@@ -79,11 +65,7 @@ def distinct(sites: ModelSites, like: Localization, *, count: int, seed: int) ->
 
 
 def outcome_in_words(edit: Edit) -> str:
-    """How far a refit reached its recipe's goal, in words; empty where the recipe has none.
-
-    Args:
-        edit: a refit.
-    """
+    """How far a refit reached its recipe's goal, in words; empty where the recipe has none."""
     scored = [entry for entry in edit.history if entry["step"] == edit.step and "success" in entry]
     if not scored or edit.recipe is None or edit.recipe.stop is None:
         return ""

@@ -1,4 +1,4 @@
-"""Ask a model the questions of an audit.
+"""Score a model on the questions of an audit.
 
 1. Score all questions that need no attack in one batch, each distinct question once.
 2. Measure the loss of the texts that no edit trains on.
@@ -34,14 +34,11 @@ class Exam:
     """The questions, texts, probes and attacks of one audit.
 
     Args:
-        facts: the facts of the audit.
-        attacks: the attacks, with distinct names.
         original: the model before the edit, which attacks may see.
-        questions: the questions that a model is asked without an attack.
+        questions: the questions that are scored without an attack.
         readers: the facts that probes are fitted on and scored on, by relation.
         seen: the forget facts that attacks may see.
-        judged: the forget facts that attacks are judged on.
-        seed: seed of everything random.
+        judged: the other forget facts, on which attacks are scored.
     """
 
     facts: Facts
@@ -55,17 +52,10 @@ class Exam:
 
     @classmethod
     def of(cls, hm: HookedModel, facts: Facts, attacks: Sequence[Attack], *, seed: int) -> Exam:
-        """Prepare an exam.
+        """Prepare an exam; ``hm`` is the model before the edit, ``seed`` is used for everything random.
 
-        Args:
-            hm: the model before the edit.
-            facts: the facts, with a forget set.
-            attacks: the attacks, with distinct names.
-            seed: seed of everything random.
-
-        Raises:
-            FactError: the forget set is empty.
-            MechUnlearnError: two attacks have one name, or one has a section's.
+        Raises `FactError` if the forget set is empty, and `MechUnlearnError` if two attacks have one name or
+        one has a section's name.
         """
         facts.require("forget")
         names = [attack.name for attack in attacks]
@@ -95,12 +85,7 @@ class Exam:
         return missing
 
     def take(self, hm: HookedModel, name: str) -> tuple[Row, ...]:
-        """Ask one model all questions, with and without attacks.
-
-        Args:
-            hm: the model, which stays as it is.
-            name: name of the model in the report.
-        """
+        """Score one model on all questions, with and without attacks; ``name`` is its name in the report."""
         # Forks share the original's tokenizer; another model may split words into other tokens.
         encoded = self._encoded if hm.tokenizer is self.original.tokenizer else None
         rows = [*self._answers(hm, name, self.questions, encoded), *self._text(hm, name)]
@@ -146,6 +131,7 @@ class Exam:
         probes = fit_probes(hm, reader.fitted, sites=sites)
         rows = []
         for site, state in zip(sites, states, strict=True):
+            # The labels of a probe are stripped answers.
             chance = 1 / len(probes[site].labels)
             for fact, label in zip(reader.scored, probes[site].predict(state), strict=True):
                 values = {"answer": float(label == fact.answer.strip())}

@@ -51,11 +51,7 @@ class SectionReader:
 
 
 def questions(facts: Facts, *, seed: int) -> tuple[Question, ...]:
-    """Every question that a model is asked without an attack.
-
-    Args:
-        facts: the facts of the audit.
-        seed: seed of the orders of multiple-choice options.
+    """Every question that is scored without an attack; ``seed`` orders the multiple-choice options.
 
     Example:
         >>> facts = Facts([Fact("Mary plays", "Mary", "golf", held_out=("Mary is known for",))])
@@ -79,24 +75,15 @@ def questions(facts: Facts, *, seed: int) -> tuple[Question, ...]:
 
 
 def attacked(facts: Facts, judged: Sequence[Fact], name: str, *, seed: int) -> tuple[Question, ...]:
-    """Every question that a model is asked after an attack.
-
-    Args:
-        facts: the facts of the audit, whose maintained facts are asked.
-        judged: the forget facts that the attack did not see.
-        name: name of the attack.
-        seed: seed of the orders of multiple-choice options.
-    """
+    """Every question after the attack ``name``: forget facts that it did not see, and maintained facts."""
     maintained = _questions(f"{name}, maintained", _units(facts.maintained), ("train",), seed)
     return (*_questions(name, _units(judged), FORMATS, seed), *maintained)
 
 
 def readers(facts: Facts) -> tuple[SectionReader, ...]:
-    """The facts of probes, for every relation of the forget set that has enough to fit on.
+    """The facts of probes, for every relation of the forget set that has two answers or more to fit on.
 
-    Args:
-        facts: the facts of the audit; probes are fitted on its retain and maintained facts about subjects
-            that are not in the forget set.
+    Probes are fitted on retain and maintained facts about subjects that are not in the forget set.
     """
     sections = []
     subjects = {fact.subject for fact in facts.forget}
@@ -111,9 +98,6 @@ def readers(facts: Facts) -> tuple[SectionReader, ...]:
 
 def absent(facts: Facts) -> dict[str, str]:
     """The sections that these facts cannot fill, each with the field that would provide it.
-
-    Args:
-        facts: the facts of the audit.
 
     Example:
         >>> absent(Facts([Fact("Mary plays", "Mary", "golf")]))["text"]
@@ -164,4 +148,5 @@ def _forms(fact: Fact, phrasing: Format, seed: int, shuffles: int) -> tuple[Fact
         return fact.phrasings(phrasing)
     if fact.choice is None:
         return ()
+    # The seeds of the orders do not overlap between audits with different seeds.
     return tuple(fact.multiple_choice(SHUFFLES * seed + shuffle) for shuffle in range(shuffles))

@@ -133,13 +133,9 @@ def choose(
 
 
 def best_of(candidates: Sequence[Candidate]) -> Choice:
-    """Fit candidates in order, and choose the one that is worth most.
+    """Fit candidates in order, the gentlest first, and choose the one that is worth most.
 
-    Args:
-        candidates: the gentlest first, one at least.
-
-    Raises:
-        TrainingError: none could be fitted.
+    Raises `TrainingError` if none could be fitted.
     """
     trials: list[Trial] = []
     best: tuple[float, Edit, Trial] | None = None
@@ -151,6 +147,7 @@ def best_of(candidates: Sequence[Candidate]) -> Choice:
             continue
         trial = replace(outcome, options=options)
         trials.append(trial)
+        # Strictly more, so that of two that are worth the same the earlier, gentler one stays.
         if best is None or trial.value(stop) > best[0]:
             best = trial.value(stop), edit, trial
         if trial.reached(stop):
@@ -165,12 +162,9 @@ def best_of(candidates: Sequence[Candidate]) -> Choice:
 def validated(edit: Edit) -> tuple[float, float]:
     """Return success and retention at the step that an edit kept.
 
-    Args:
-        edit: an edit that was fitted with a stop.
-
-    Raises:
-        TrainingError: it was fitted without a stop, or not fitted at all.
+    Raises `TrainingError` if it was fitted without a stop, or not fitted at all.
     """
+    # Steps are counted from 1, entries from 0.
     entry = edit.history[edit.step - 1] if edit.step else {}
     if "success" not in entry:
         raise TrainingError(f"{edit!r} was not judged; fit it with stop=Stop()")
@@ -178,11 +172,7 @@ def validated(edit: Edit) -> tuple[float, float]:
 
 
 def in_words(candidates: Sequence[Recipe]) -> list[str]:
-    """Name what sets each candidate apart: its learning rate and, where they differ, its objective.
-
-    Args:
-        candidates: some recipes.
-    """
+    """Name what sets each candidate apart: its learning rate and, where they differ, its objective."""
     alike = len({repr(recipe.objective) for recipe in candidates}) == 1
     return [f"lr {r.lr:.3g}" if alike else f"{r.objective}, lr {r.lr:.3g}" for r in candidates]
 

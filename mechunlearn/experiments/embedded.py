@@ -15,28 +15,16 @@ Checkpoint = Literal["original", "gold"]
 
 @lru_cache(maxsize=2)
 def model(checkpoint: Checkpoint) -> HookedModel:
-    """Load an embedded model.
-
-    Args:
-        checkpoint: the original model, or the one that never learned the people to forget.
-    """
+    """The original model, or the gold model, which never learned the people to forget."""
     return world.model(checkpoint)
 
 
 @lru_cache(maxsize=1)
 def facts_of(draw: int) -> Facts:
-    """Return the facts of a draw's group.
-
-    Args:
-        draw: number of the draw, which is its seed too.
-    """
+    """The facts of the group of people that a draw forgets; a draw's number is its seed too."""
     return world.facts(group=group_of(draw))
 
 
 def group_of(draw: int) -> int:
-    """Return the group of people that a draw forgets.
-
-    Args:
-        draw: number of the draw.
-    """
+    """The group of people that a draw forgets."""
     return draw % GROUPS

@@ -19,14 +19,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table.
+    """One column of a table: a metric of one section of the exam.
 
-    Args:
-        title: the head of the column.
-        section: section of the exam.
-        metric: the value that is read, such as ``"answer"``: 1 where the old answer is given.
-        phrasings: phrasings that count; all where empty.
-        relations: relations that count; all where empty.
+    ``metric`` is a key of `Row.values`; empty ``phrasings`` or ``relations`` stand for all of them.
     """
 
     title: str
@@ -36,11 +31,7 @@ class Column:
     relations: tuple[str, ...] = ()
 
     def per_person(self, rows: Iterable[Row]) -> dict[str, float]:
-        """Average this column's outcomes within every person.
-
-        Args:
-            rows: the rows of one model's exam.
-        """
+        """Average this column's outcomes within every person; ``rows`` are those of one model."""
         return fact_means(
             (row.fact, row.values[self.metric])
             for row in rows
@@ -64,19 +55,10 @@ COLUMNS: Final[Mapping[str, Column]] = {
 
 
 def mean(values: Mapping[str, float]) -> Interval:
-    """Return the mean over people with its interval; not-a-number where there is nobody.
-
-    Args:
-        values: a value per person.
-    """
+    """The mean over people with its interval; NaN where there is nobody."""
     return mean_interval(values, seed=SEED)
 
 
 def difference(first: Mapping[str, float], second: Mapping[str, float]) -> Interval:
-    """Return the mean of the first minus the second over the people of both, with its interval.
-
-    Args:
-        first: a value per person.
-        second: a value per person.
-    """
+    """The mean of the first minus the second over the people of both, with its interval."""
     return mean_interval(fact_differences(first, second), seed=SEED)

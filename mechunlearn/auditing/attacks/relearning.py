@@ -80,7 +80,8 @@ class Relearn:
         """
         if not context.forget:
             raise FactError("there are no forget facts to relearn from; give at least two, one for each half")
-        # The user's random state must not depend on whether an audit ran.
+        # The caller's random state must not depend on whether an audit ran. The caller may be in inference
+        # mode, in which nothing can be trained.
         forked_rng = torch.random.fork_rng(devices=[hm.device] if hm.device.type == "cuda" else [])
         with torch.inference_mode(False), forked_rng, warnings.catch_warnings():
             # peft warns of what it corrects itself, such as transposed weights in GPT-2.
@@ -111,7 +112,9 @@ class Relearn:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
+        # Merging writes into the base weights, which must not be those of `hm`.
         adapted = get_peft_model(loading.with_own_tensors(hm.hf), config)
+
         return adapted.eval()
 
     def _train(self, adapted: Any, examples: _Examples) -> None:
@@ -131,7 +134,7 @@ class Relearn:
 
 @dataclass(frozen=True)
 class _Examples:
-    """Forget and retain examples in one batch, and the order in which each kind is drawn."""
+    """Forget and retain examples in one batch, and an endless iterator over the rows of each kind."""
 
     batch: Batch
     orders: tuple[Iterator[Int[Tensor, " row"]], ...]
@@ -151,6 +154,7 @@ class _Examples:
         rows = [next(order) for order in self.orders]
         batch = self.batch.rows(torch.cat(rows)).trimmed()
         logits = adapted(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
+        # Ignored labels count as log-probability 0.
         logprobs = metrics.token_logprobs(logits, batch.labels).sum(1)
         tokens = (batch.labels != IGNORED).sum(1)
         counts = [len(indices) for indices in rows]
@@ -159,10 +163,11 @@ class _Examples:
 
 
 def _order(first: int, count: int, size: int, seed: int) -> Iterator[Int[Tensor, " row"]]:
-    """Yield the rows of each step; every row comes once before any comes again."""
+    """Yield ``size`` rows a step, from ``first`` on; every row comes once before any comes again."""
     generator = torch.Generator().manual_seed(seed)
     queue = torch.zeros(0, dtype=torch.long)
     while True:
+        # With fewer rows than a step takes, the step takes them all.
         while len(queue) < min(size, count):
             queue = torch.cat([queue, torch.randperm(count, generator=generator)])
         yield first + queue[:size]
@@ -175,6 +180,7 @@ def _difference(hm: HookedModel, changed: dict[str, Tensor]) -> Edit:
     for name, before in hm.params.items():
         after = changed[name].detach().to(before.dtype)
         if not torch.equal(after, before.detach()):
+            # A difference of half-precision weights would be rounded once more in their own dtype.
             wide = torch.float64 if before.dtype == torch.float64 else torch.float32
             deltas.append(Delta(Slice(name), (after.to(wide) - before.detach().to(wide)).cpu()))
     return Edit(

@@ -25,19 +25,16 @@ PerFact = Mapping[str, float]
 
 
 class Row(NamedTuple):
-    """What one model answers to one question (or a probe reads, or a text costs).
+    """The outcome of one model on one question, of one probe on one fact, or of one model on one text.
 
     Attributes:
         model: ``"edited"``, ``"untouched"``, ``"gold"``, ``"control 1"``, …
-        section: section of the audit, such as ``"forget"``.
         phrasing: ``"train"``, ``"validation"``, ``"held_out"``, ``"multiple_choice"``, or a probe's site.
-        relation: relation of the fact.
         fact: the unit over which intervals are taken, named by the fact's first prompt.
-        prompt: the prompt as the model saw it.
-        text: what the model answered.
+        text: the model's answer, or the probe's label.
         values: ``answer`` and ``new`` (1 if that was answered), ``p_answer`` and ``p_new`` (their
             probabilities); for a text, ``nll`` in nats per token.
-        chance: the share that guessing among the options would get right.
+        chance: the accuracy of guessing among the options.
     """
 
     model: str
@@ -75,11 +72,7 @@ def per_fact(
 ) -> dict[str, dict[str, float]]:
     """Average one metric within every fact: model -> fact -> value, with controls averaged as well.
 
-    Args:
-        rows: the rows of one audit.
-        section: the section to read.
-        metric: the metric to read.
-        phrasings: the phrasings to read; None for all.
+    ``phrasings`` None stands for all of them.
     """
     outcomes: dict[str, list[tuple[str, float]]] = {}
     for row in rows:
@@ -120,12 +113,7 @@ def differences(models: Mapping[str, PerFact]) -> dict[str, dict[str, float]]:
 
 
 def estimates(rows: Iterable[Row], *, seed: int) -> tuple[Estimate, ...]:
-    """Every mean and every difference of an audit, in the order of the questions.
-
-    Args:
-        rows: the rows of one audit.
-        seed: seed of the bootstrap.
-    """
+    """Every mean and every difference of an audit, in the order of the questions."""
     outcomes: dict[tuple[str, str, str, str], dict[str, list[tuple[str, float]]]] = {}
     for row in rows:
         for metric, value in row.values.items():
@@ -135,6 +123,7 @@ def estimates(rows: Iterable[Row], *, seed: int) -> tuple[Estimate, ...]:
     for key, by_model in outcomes.items():
         models = with_controls({model: fact_means(pairs) for model, pairs in by_model.items()})
         for model, facts in (models | differences(models)).items():
+            # With one seed for all models the bootstrap resamples the same facts for each.
             mean = mean_interval(facts, seed=seed)
             table.append(Estimate(model, *key, mean.mean, mean.low, mean.high, len(facts)))
     return tuple(table)

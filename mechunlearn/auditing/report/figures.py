@@ -27,17 +27,13 @@ _LINE = 20
 
 
 def figures(table: Sequence[Estimate], attacks: Sequence[str]) -> dict[str, go.Figure]:
-    """Return every figure for which there are estimates.
-
-    Args:
-        table: all estimates.
-        attacks: names of the attacks.
-    """
+    """Every figure for which there are estimates, by name."""
     survivors = ("maintained", "same subject", "neighbours")
     panels: dict[str, tuple[str, Callable[[Estimate], bool]]] = {
         "overview": ("The old answer of the facts to forget", lambda e: e.section in ("forget", "entailed")),
         "maintained": ("What was to survive", lambda e: e.section.startswith(survivors)),
         **{
+            # The default value binds the name now; a plain closure would see only the last attack's.
             name: (f"After {name}", lambda e, name=name: e.section in (name, f"{name}, maintained"))  # type: ignore[misc]
             for name in attacks
         },
@@ -54,12 +50,7 @@ def figures(table: Sequence[Estimate], attacks: Sequence[str]) -> dict[str, go.F
 
 
 def dots(estimates: Sequence[Estimate], *, title: str) -> go.Figure:
-    """Draw one line for every section and phrasing, one dot with its interval for every model.
-
-    Args:
-        estimates: the estimates of one metric.
-        title: title of the figure.
-    """
+    """Draw one line for every section and phrasing, one dot with its interval for every model."""
     import plotly.graph_objects as go
 
     labels = list(dict.fromkeys(_label(e) for e in estimates))
@@ -88,11 +79,7 @@ def dots(estimates: Sequence[Estimate], *, title: str) -> go.Figure:
 
 
 def probes(estimates: Sequence[Estimate]) -> go.Figure:
-    """Draw the accuracy of probes at the last subject token: old answer, and the edited model's new one.
-
-    Args:
-        estimates: the estimates of the section ``"probe"``.
-    """
+    """Draw the accuracy of probes at the last subject token: old answer, and the edited model's new one."""
     sites = list(dict.fromkeys(e.phrasing for e in estimates))
     relations = list(dict.fromkeys(e.relation for e in estimates))
     curves, bands = {}, {}

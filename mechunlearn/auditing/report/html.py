@@ -38,15 +38,7 @@ def summary(
     absent: Mapping[str, str],
     notes: Sequence[str],
 ) -> str:
-    """Return verdict and table as HTML, without figures.
-
-    Args:
-        title: name of the edit.
-        verdict: the verdict of the audit.
-        table: all estimates.
-        absent: sections that could not be filled, each with the field that would provide it.
-        notes: remarks for the reader.
-    """
+    """Return verdict and table as HTML, without figures; ``absent`` and ``notes`` are those of `Report`."""
     clauses = [f"<b>{html.escape(name)}</b>: {html.escape(text)}" for name, text in verdict.clauses]
     below = [html.escape(note) for note in notes]
     below += [f"Absent: {html.escape(section)}; give <code>{html.escape(field)}</code>."
@@ -60,15 +52,9 @@ def summary(
 
 
 def page(title: str, blocks: Sequence[str | go.Figure]) -> str:
-    """Return a self-contained page of HTML and figures, one below the other.
+    """Return a self-contained page of HTML and plotly figures, one below the other.
 
-    Args:
-        title: title of the page, plain text.
-        blocks: HTML as strings, and plotly figures.
-
-    Example:
-        >>> page("empty", []).startswith("<!doctype html>")
-        True
+    ``title`` is plain text and is escaped; strings among ``blocks`` are HTML and are not.
     """
     from plotly.offline import get_plotlyjs
 

@@ -39,7 +39,7 @@ class Report:
         absent: sections that could not be filled, each with the field that would provide it.
         notes: remarks for the reader, such as why there are no controls.
         seed: seed of the bootstrap.
-        basis: all that the untouched and the gold model's rows depend on, for `audit(..., reuse=)`.
+        basis: what the rows of the untouched and the gold model depend on, for `audit(..., reuse=)`.
 
     Example:
         >>> report = Report("nothing", ())

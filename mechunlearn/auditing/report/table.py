@@ -3,8 +3,8 @@
 1. A line is a section, a phrasing, a relation and a metric; its cells are the models' means with intervals,
    and the difference of the edited from the untouched model.
 2. Probabilities, single controls and the new answer after attacks are only in ``to_frame``. Of all probes,
-   the line shows the site at which the untouched model's probe is most accurate; chosen on the untouched
-   model, it favours no other.
+   the line shows the site at which the untouched model's probe is most accurate; this choice favours no
+   edited model.
 """
 
 from __future__ import annotations
@@ -33,11 +33,7 @@ class Line(NamedTuple):
 
 
 def lines(table: Sequence[Estimate]) -> list[Line]:
-    """The lines of the table, in the order of the audit.
-
-    Args:
-        table: all estimates.
-    """
+    """The lines of the table, in the order of the audit."""
     grouped: dict[tuple[str, str, str, str], dict[str, Estimate]] = {}
     best = _best_site(table)
     for e in table:
@@ -45,6 +41,7 @@ def lines(table: Sequence[Estimate]) -> list[Line]:
         if shown and (e.section != "probe" or e.phrasing == best):
             grouped.setdefault((e.section, e.phrasing, e.relation, e.metric), {})[e.model] = e
     several = _several(table)
+    # Only where a section also has new answers must the label tell old from new.
     old = {e.section for e in table if e.metric == "new"}
     return [_line(key, cells, several, old) for key, cells in grouped.items()]
 
@@ -62,15 +59,7 @@ def text(
     absent: Mapping[str, str],
     notes: Sequence[str],
 ) -> str:
-    """Return a report as text.
-
-    Args:
-        title: name of the edit.
-        verdict: the verdict in words.
-        table: all estimates.
-        absent: sections that could not be filled, each with the field that would provide it.
-        notes: remarks for the reader.
-    """
+    """Return a report as text; ``absent`` and ``notes`` are those of `Report`."""
     heads = columns(table)
     body = [[line.section, line.label, line.metric, str(line.n), *(line.cells.get(h, "") for h in heads)]
             for line in lines(table)]  # fmt: skip
@@ -103,6 +92,7 @@ def _cell(estimate: Estimate) -> str:
         return str(estimate.interval)
     if estimate.model == CHANGE:
         return "{} [{}, {}] nats".format(*map(_signed, bounds))
+    # A mean loss becomes a perplexity; a difference of losses (above) stays in nats.
     value, low, high = map(math.exp, bounds)
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 

@@ -48,8 +48,7 @@ class Recovery:
 
     Args:
         source: the kind of reading, such as ``"other phrasings"``, or an attack's name.
-        phrasing: kind of phrasing in which the facts were asked.
-        recovery: 1 where the old answer comes as in the untouched model, 0 where as in the gold model.
+        recovery: 1 if the old answer is as frequent as in the untouched model, 0 if as in the gold model.
         edited: the share of facts that get the old answer.
     """
 
@@ -105,13 +104,7 @@ class Verdict:
 
 
 def decide(rows: Sequence[Row], attacks: Sequence[str], *, seed: int) -> Verdict:
-    """Apply the rule.
-
-    Args:
-        rows: the rows of one audit.
-        attacks: names of the attacks.
-        seed: seed of the bootstrap.
-    """
+    """Apply the rule; ``seed`` is the seed of the bootstrap."""
     if _unchanged(rows):
         return Verdict("no change", "every answer and every loss is exactly the untouched model's")
     damage, beside = _damage(rows, seed), _beside(rows, attacks, seed)
@@ -138,12 +131,7 @@ def recovery(
 ) -> Recovery | None:
     """How much of the old answer is left in one reading; None if untouched and gold hardly differ.
 
-    Args:
-        rows: the rows of one audit.
-        section: the section to read.
-        phrasing: kind of phrasing to read.
-        seed: seed of the bootstrap.
-        source: name of the kind of reading; None for the phrasing's.
+    ``source`` is the name of the kind of reading; None for the phrasing's.
     """
     models = per_fact(rows, section, "answer", phrasings=(phrasing,))
     if EDITED not in models or UNTOUCHED not in models:
@@ -153,6 +141,7 @@ def recovery(
     scale = float(np.mean([value - floor[fact] for fact, value in models[UNTOUCHED].items()]))
     if scale < RECOVERED:
         return None
+    # The bootstrap does not resample the scale, so this interval is that of the paired difference, rescaled.
     above = {fact: (value - floor[fact]) / scale for fact, value in models[EDITED].items()}
     edited = mean_interval(models[EDITED], seed=seed)
     return Recovery(source or in_words(phrasing), phrasing, mean_interval(above, seed=seed), edited)
@@ -248,6 +237,7 @@ def _change(rows: Sequence[Row], section: str, metric: str, seed: int) -> Interv
 
 
 def _low(interval: Interval) -> float:
+    """The lower bound, or the mean where there are too few facts for bounds."""
     return interval.mean if math.isnan(interval.low) else interval.low
 
 

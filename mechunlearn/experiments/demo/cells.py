@@ -31,10 +31,7 @@ STOP = Stop()
 class DemoCell:
     """One model, examined with one draw's facts.
 
-    Args:
-        draw: number of the draw, which decides the group of people and is the seed.
-        sites: the sites to edit; none to examine the checkpoint as it is.
-        checkpoint: the model to begin with.
+    ``draw`` decides the group of people and is the seed; without ``sites`` the checkpoint is not edited.
     """
 
     draw: int
@@ -48,7 +45,7 @@ class DemoCell:
 
     @property
     def key(self) -> str:
-        """The draw, with a fingerprint of all that the result depends on, but for the code."""
+        """The draw, with a fingerprint of everything but the code that the result depends on."""
         identity = model(self.checkpoint).identity
         return f"draw-{self.draw}-{self.checkpoint}-{fingerprint(self, self.recipes, identity)}"
 
@@ -56,6 +53,7 @@ class DemoCell:
         """Fit the edit, if there is one, and take the exam; returns the fields of a `DemoResult`."""
         hm = model(self.checkpoint)
         if not self.sites:
+            # Rows carry no model's name: one cell may stand in several lines of the table.
             return {"rows": _exam(self.draw).take(hm, "")}
         localization = Localization(self.sites)
         choice = choose(hm, localization, self.recipes, facts_of(self.draw))
@@ -75,8 +73,6 @@ class DemoResult:
     """The rows of a cell's exam, and how its edit was fitted.
 
     Args:
-        cell: the cell.
-        rows: the rows of the exam.
         lr: the learning rate that was chosen; 0 without an edit.
         steps: the step that was kept.
         success: share of validation questions with the new answer at that step.
@@ -94,12 +90,7 @@ class DemoResult:
 
     @classmethod
     def from_json(cls, cell: DemoCell, record: Mapping[str, Any]) -> DemoResult:
-        """Make a result of what a cell's run returned.
-
-        Args:
-            cell: the cell.
-            record: the other fields by name.
-        """
+        """Make a result of the fields that ``cell.run`` returned, read from JSON."""
         return cls(cell, **{**record, "rows": tuple(Row(*row) for row in record["rows"])})
 
 

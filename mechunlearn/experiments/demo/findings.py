@@ -1,4 +1,4 @@
-"""The demo's verdict in sentences, by a rule that does not know which result is hoped for.
+"""The demo's verdict in sentences, by a fixed rule that treats all results alike.
 
 Three readings look for what is left of the old answer: multiple choice, the entailed league and place, and
 relearning on half of the people, scored on the other half. The gold model, which never learned these people,
@@ -10,7 +10,7 @@ says how often the old answer comes by chance alone. Differences are paired by p
 3. The lookup *holds up better* than another line if it gives the old answer less often in one reading at
    least and more often in none; *worse* the other way round.
 4. The claim *shows* if the lookup holds up better than output tracing over all components in both its
-   forms; *in part* if against one; otherwise it does not show.
+   forms; *in part* if only better than one of them; otherwise it does not show.
 5. What else would explain it is reported too: output tracing over MLPs alone, random MLPs, "everything".
 """
 
@@ -29,11 +29,7 @@ CLAIM = "that cutting where facts are looked up holds up better than cutting whe
 
 
 def sentences(lines: Lines) -> list[str]:
-    """Write the verdict, one finding a sentence.
-
-    Args:
-        lines: the lines of the table, ``"untouched"`` and ``"gold"`` among them.
-    """
+    """Write the verdict, one finding a sentence; ``"gold"`` and the lookup must be among the lines."""
     rivals = [name for name in (*TRACED, *(f"{name}, MLPs" for name in TRACED), RANDOM) if name in lines]
     text = [_goal(lines)]
     text += [_leaks(name, lines) for name in (LOOKUP, *rivals, EVERYTHING) if name in lines]
@@ -83,12 +79,7 @@ def _comparison(name: str, lines: Lines) -> str:
 
 
 def holds_better(first: Line, second: Line) -> bool:
-    """Whether the first gives the old answer less often in one reading at least, and more often in none.
-
-    Args:
-        first: one line.
-        second: another line, with the same draws.
-    """
+    """Whether the first gives the old answer less often in one reading at least, and more often in none."""
     gaps = [difference(first, second, reading) for reading in READINGS]
     return any(gap.high < 0 for gap in gaps) and not any(gap.low > 0 for gap in gaps)
 

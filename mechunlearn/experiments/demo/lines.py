@@ -18,12 +18,7 @@ Lines = Mapping[str, Line]
 
 
 def values(line: Line, column: str) -> dict[str, float]:
-    """Return a value per draw and person.
-
-    Args:
-        line: one line.
-        column: name of the column.
-    """
+    """A value per draw and person."""
     return {
         f"{result.cell.draw}: {person}": value
         for result in line
@@ -32,21 +27,10 @@ def values(line: Line, column: str) -> dict[str, float]:
 
 
 def mean(line: Line, column: str) -> Interval:
-    """Return the mean of a column with its interval.
-
-    Args:
-        line: one line.
-        column: name of the column.
-    """
+    """The mean of a column with its interval."""
     return outcomes.mean(values(line, column))
 
 
 def difference(first: Line, second: Line, column: str) -> Interval:
-    """Return the first line minus the second, paired by draw and person.
-
-    Args:
-        first: one line.
-        second: another line.
-        column: name of the column.
-    """
+    """The first line minus the second, paired by draw and person."""
     return outcomes.difference(values(first, column), values(second, column))

@@ -1,8 +1,8 @@
 """The demo's first step: look, and turn three localizers into localizations of equal size.
 
 1. Fact lookup credits MLPs by its own rule; how many it credits fixes the budget of parameters.
-2. Causal tracing and attribution patching rank all components, and once more MLPs alone; each spends the
-   same budget, a component that no longer fits being filled with its heads or neurons.
+2. Causal tracing and attribution patching rank all components, and once more MLPs alone. Each spends the same
+   budget; of a component that no longer fits, heads or neurons are taken.
 3. Random MLPs outside the lookup are the control of equal size.
 4. Mean-ablating MLPs on the subject is a third reading of where facts are looked up; it chooses nothing.
 5. For scale: all MLPs, the attention of the same layers as the lookup, and everything.
@@ -43,16 +43,10 @@ class Look:
 
 
 def look(hm: HookedModel, facts: Facts, *, seed: int, progress: bool = False) -> Look:
-    """Run the three localizers and spend equal budgets.
+    """Run the three localizers on one group's facts and spend equal budgets.
 
-    Args:
-        hm: the embedded model.
-        facts: one group's facts.
-        seed: seed of noise, corruption, folds and random choices.
-        progress: show progress bars.
-
-    Raises:
-        ScoresError: fact lookup credits no MLP.
+    ``seed`` is the seed of noise, corruption, folds and random choices. Raises `ScoresError` if fact lookup
+    credits no MLP.
     """
     lookup = fact_lookup(hm, facts.forget, fitted_on=facts.retain, seed=seed, progress=progress)
     trace = causal_trace(hm, facts.forget, sites=("mlp", "attn"), seed=seed, progress=progress)
@@ -72,6 +66,7 @@ def _equal(
 ) -> dict[str, Localization]:
     """Localizations of the size of the lookup."""
     budget = sites.size(credited)
+    # MLPs only, and none of the lookup's, so that kind and size are the same and only the place differs.
     elsewhere = Localization(sites.mlps() - credited)
     return {
         LOOKUP: credited,
@@ -94,11 +89,7 @@ def _scale(credited: Localization, sites: ModelSites) -> dict[str, Localization]
 
 
 def pairs(hm: HookedModel) -> dict[str, Localization]:
-    """Every two neighbouring MLPs, by depth.
-
-    Args:
-        hm: the embedded model.
-    """
+    """Every two neighbouring MLPs, by depth."""
     count = hm.sites.shape.n_layers
     return {
         f"{layer}+{layer + 1}": Localization([f"L{layer}.mlp", f"L{layer + 1}.mlp"])

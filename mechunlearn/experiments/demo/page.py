@@ -33,16 +33,7 @@ these people: what perfect removal looks like.</p>
 
 
 def figures(looks: Sequence[Look], profile: Lines, sites: ModelSites) -> dict[str, go.Figure]:
-    """Draw every figure of the report.
-
-    Args:
-        looks: the looks, one per draw; the first is drawn.
-        profile: the lines of the depth profile, by pair of MLPs.
-        sites: the sites of the embedded model.
-
-    Returns:
-        The figures by name.
-    """
+    """Draw every figure of the report, by name; of the looks, one per draw, the first is drawn."""
     first = looks[0]
     by_name = {
         "fact lookup": first.lookup.heatmap(),
@@ -58,12 +49,7 @@ def figures(looks: Sequence[Look], profile: Lines, sites: ModelSites) -> dict[st
 
 
 def depth_profile(profile: Lines, look: Look) -> go.Figure:
-    """Draw the same edit at every pair of neighbouring MLPs, below the localizers' scores of each MLP.
-
-    Args:
-        profile: the lines, by pair.
-        look: the scores of the first draw.
-    """
+    """Draw the same edit at every pair of neighbouring MLPs, below the localizers' scores of each MLP."""
     import numpy as np
 
     means = {COLUMNS[name].title: [mean(line, name) for line in profile.values()] for name in PROFILE}
@@ -83,6 +69,7 @@ def depth_profile(profile: Lines, look: Look) -> go.Figure:
     below = line_plot(
         {title: [cell.mean for cell in cells] for title, cells in means.items()},
         x=list(profile),
+        # A pair stands between its two MLPs on the axis of the matrix above.
         at=[float(pair.split("+")[0]) + 0.5 for pair in profile],
         bands={title: ([c.low for c in cells], [c.high for c in cells]) for title, cells in means.items()},
         title="The same edit at two neighbouring MLPs",
@@ -92,11 +79,7 @@ def depth_profile(profile: Lines, look: Look) -> go.Figure:
 
 
 def table_html(lines: Lines) -> str:
-    """Write the table as HTML.
-
-    Args:
-        lines: the lines by name.
-    """
+    """Write the table as HTML."""
     head = ["edited at", "parameters", "lr", "steps", *(column.title for column in COLUMNS.values())]
     rows = ["".join(f'<th style="white-space: normal">{html.escape(cell)}</th>' for cell in head)]
     for name, line in lines.items():
@@ -114,21 +97,13 @@ def _cell(interval: Interval) -> str:
 
 
 def size_of(line: Line) -> str:
-    """Return the number of parameters that a line's edits could change, in thousands.
-
-    Args:
-        line: one line.
-    """
+    """The number of parameters that a line's edits could change, in thousands."""
     sizes = sorted({round(result.size / 1000) for result in line})
     return " / ".join(f"{size} k" if size else "–" for size in sizes)
 
 
 def fit_of(line: Line) -> tuple[str, str]:
-    """Return learning rates and steps of a line's edits, draw by draw.
-
-    Args:
-        line: one line.
-    """
+    """Learning rates and steps of a line's edits, draw by draw."""
     edited = [result for result in line if result.size]
     return " / ".join(f"{r.lr:g}" for r in edited), " / ".join(str(r.steps) for r in edited)
 
@@ -136,15 +111,7 @@ def fit_of(line: Line) -> tuple[str, str]:
 def write(
     lines: Lines, verdict: Sequence[str], drawn: Mapping[str, go.Figure], notes: Sequence[str], audit: Report
 ) -> str:
-    """Write the page as HTML.
-
-    Args:
-        lines: the lines of the table.
-        verdict: the findings, one a sentence.
-        drawn: the figures by name.
-        notes: how it was run, then where every edit was made.
-        audit: the full audit of the lookup edit.
-    """
+    """Write the page as HTML; the first note says how it was run, the others where edits were made."""
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdict)
     blocks: list[str | go.Figure] = [INTRODUCTION, "<h2>What was found</h2>", f"<ul>{items}</ul>"]
     blocks += ["<h2>Every row</h2>", table_html(lines)]

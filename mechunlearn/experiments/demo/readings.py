@@ -33,15 +33,7 @@ if TYPE_CHECKING:
 def ablation(hm: HookedModel, facts: Sequence[Fact]) -> Scores:
     """Score each MLP by the accuracy lost when it is mean-ablated on the subject's tokens.
 
-    Args:
-        hm: the model; it is left as it was.
-        facts: facts with options of one token each; the likeliest option counts as the model's answer.
-
-    Example:
-        >>> from mechunlearn import world
-        >>> lost = ablation(world.model(), world.facts().forget).values
-        >>> bool(lost[0] > 0.5)
-        True
+    The facts must have options of one token each; the likeliest option counts as the model's answer.
     """
     batch = encode(hm, facts, answer=None)
     options = torch.stack([_first_ids(hm, fact) for fact in facts])
@@ -53,6 +45,7 @@ def ablation(hm: HookedModel, facts: Sequence[Fact]) -> Scores:
         hooks = [] if layer is None else [ablate(name, to="mean", at=batch.subject)]
         with torch.no_grad():
             logits = hm.run_with_hooks(batch.tokens, fwd_hooks=hooks, attention_mask=batch.mask)
+        # The logits at `end`, the last prompt token, predict the answer; only the options compete.
         predicted = logits[rows, batch.end].gather(1, options).argmax(1)
         return float((predicted == correct).float().mean())
 
@@ -73,12 +66,7 @@ def _first_ids(hm: HookedModel, fact: Fact) -> Int[Tensor, " option"]:
 
 
 def side_by_side(lookup: Scores, ablated: Scores) -> go.Figure:
-    """Draw the three readings in one figure.
-
-    Args:
-        lookup: scores of fact lookup, whose evidence holds the first two readings.
-        ablated: scores of the third.
-    """
+    """Draw the three readings in one figure; the evidence of ``lookup`` holds the first two."""
     layers = [f"L{site.layer}" for site in ablated.sites]
     curves = {
         "probe gain": lookup.evidence["gain"].reduce().values.values,

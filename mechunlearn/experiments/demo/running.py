@@ -42,14 +42,9 @@ CONTROLS = tuple(f"{CONTROL} {number}" for number in (1, 2, 3))
 
 @dataclass(frozen=True)
 class Demo:
-    """The result of the demo; shows itself as a table with its verdict.
+    """The result of the demo; its `repr` is a table with the verdict.
 
-    Args:
-        looks: the scores and localizations of every draw.
-        results: every line's results, those of the depth profile and of the controls among them.
-        sites: the sites of the embedded model.
-        seconds: the time it took.
-        cores: number of processor cores that it ran on.
+    ``looks`` has one entry per draw; ``results`` includes the lines of the depth profile and the controls.
     """
 
     looks: tuple[Look, ...]
@@ -125,11 +120,7 @@ class Demo:
         )
 
     def to_html(self, path: str | Path) -> None:
-        """Write the report, one file that needs nothing else.
-
-        Args:
-            path: the file.
-        """
+        """Write the report into one self-contained file."""
         lines = {**self.lines, **{PAIR + pair: line for pair, line in self.profile.items()}}
         write_text(path, page.write(lines, self.verdict, self.figures, self.notes, self.audit))
 
@@ -142,18 +133,15 @@ def run(
     backend: Literal["local"] = "local",
     progress: bool = True,
 ) -> Demo:
-    """Run the main job on the embedded model.
+    """Run the main job on the embedded model for ``draws`` groups of people, one after another.
 
-    Args:
-        draws: number of groups of people that are forgotten, one after another.
-        quick: run fewer lines.
-        workers: number of processes; None for one per core.
-        backend: where cells run.
-        progress: show a progress bar.
+    ``quick`` runs fewer lines; ``workers`` None stands for one process per core.
     """
     started = time.perf_counter()
     hm = model("original")
+    # A container or a batch system may allow fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # The number of threads changes the order of sums, so the localizers run with as many as the cells: one.
     with grid.one_thread():
         looks = [look(hm, facts_of(draw), seed=draw) for draw in range(draws)]
     lines = _lines(looks, pairs(hm), hm.sites, quick=quick)

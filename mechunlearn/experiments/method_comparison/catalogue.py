@@ -1,11 +1,12 @@
 """The methods that are compared, each with its defaults, and the candidates it may choose from.
 
 Every trained method chooses among the same learning rates, gentlest first; nothing else is tuned. Three have
-options that mean nothing without the size of the model, and take them by a rule:
+options that depend on the size of the model; a rule sets them:
 
-1. ``RMU(layer)`` and ``CircuitBreaker(layers)`` name blocks. The published ones lie a quarter (7 of 32), and
-   a third and two thirds (10 and 20 of 32), up. Here they lie as far up, or as far up as the localization
-   begins, since states below it cannot change. The circuit breaker's horizon is twice the steps (300 of 150).
+1. ``RMU(layer)`` and ``CircuitBreaker(layers)`` name blocks. The published ones lie at a quarter of the depth
+   (7 of 32), and at a third and two thirds (10 and 20 of 32). Here they lie at the same shares, but never
+   below the localization's first block, since states before it cannot change. The circuit breaker's horizon
+   is twice the number of steps (300 of 150).
 2. ``WeightMask`` trains shares of weights. Its learning rates are divided by the mean size of the weights
    that it may mask, so that a step moves them as far; its patience is the published share of the steps.
 
@@ -89,17 +90,7 @@ def options(
 ) -> tuple[Recipe, ...] | tuple[Solve, ...]:
     """List the candidates a method chooses from, gentlest first; none where it cannot be run.
 
-    Args:
-        method: one of ``METHODS``.
-        hm: the model, which is only read.
-        localization: the sites whose weights may change.
-        steps: the budget of steps.
-        seed: seed of the order of examples.
-
-    Example:
-        >>> hm = mu.world.model()
-        >>> [recipe.lr for recipe in options("NPO", hm, hm.sites.mlps(), steps=60, seed=0)]
-        [0.001, 0.003, 0.01]
+    ``method`` is one of ``METHODS``, ``seed`` the seed of the order of examples.
     """
     if method not in TRAINED:
         return candidates(method, hm, localization, seed=seed)

@@ -1,6 +1,7 @@
 """The cells of the comparison: choose, fit and examine one method at one localization.
 
-1. A cell holds all that its result depends on, so that its fingerprint tells whether a stored result is its.
+1. A cell holds everything that its result depends on, so that its fingerprint tells whether a stored result
+   belongs to it.
 2. The candidate is chosen on validation phrasings. Its edit is examined once, on held-out phrasings, as
    multiple choice, and by what should follow or stay; outcomes are averaged within a person.
 """
@@ -33,15 +34,10 @@ NOT_APPLICABLE = "not applicable: holds no whole mlp.out in the lower half of th
 
 @dataclass(frozen=True)
 class MethodCell:
-    """One method at one localization.
+    """One method at one localization, both by name.
 
-    Args:
-        method: name of the method.
-        localization: name of the localization; empty for a model that is examined as it is.
-        sites: sites of the localization.
-        candidates: the candidates that the method chooses from; none where it is not applicable.
-        seed: seed of questions and probes, which decides the group of people too.
-        checkpoint: the model to begin with.
+    The localization's name is empty for a model that is examined as it is; there are no candidates where the
+    method is not applicable; ``seed`` decides questions and the group of people.
     """
 
     method: str
@@ -53,7 +49,7 @@ class MethodCell:
 
     @property
     def key(self) -> str:
-        """Method and localization, with a fingerprint of all that the result depends on, but for the code."""
+        """Method, localization, and a fingerprint of everything but the code that the result depends on."""
         names = [_dashed(name) for name in (self.method, self.localization) if name]
         identity = model(self.checkpoint).identity
         return "--".join([*names, fingerprint(self, identity, list(COLUMNS.values()))])
@@ -86,15 +82,7 @@ class MethodCell:
 
 
 def changed(edit: Edit) -> int:
-    """Count the weights that an edit changes.
-
-    Args:
-        edit: an edit whose slices do not overlap.
-
-    Example:
-        >>> changed(mu.Edit((), mu.Localization()))
-        0
-    """
+    """Count the weights that an edit changes; its slices must not overlap."""
     return sum(int(delta.values.count_nonzero()) for delta in edit.deltas)
 
 
@@ -110,7 +98,10 @@ def _chosen(
 
 @lru_cache(maxsize=1)
 def _exam(seed: int) -> Exam:
-    """The demo's questions without its attacks and probes, and the retain set in held-out phrasings."""
+    """The demo's questions without its attacks and probes, and the retain set in held-out phrasings.
+
+    It is kept, because all cells of one run share a seed.
+    """
     facts = facts_of(seed)
     exam = Exam.of(model("original"), facts, (), seed=seed)
     retained = tuple(

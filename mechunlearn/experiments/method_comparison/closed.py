@@ -1,12 +1,12 @@
 """The closed forms in the comparison: which matrices they may write into, and how they choose.
 
-1. They can write into the matrix out of an MLP, whole. Of a localization they take those that it holds, and
-   only in the lower half of the blocks, as published (GPT-J: 5, and 3 to 8, of 28), since what is written
-   after the name has been read is not read any more.
+1. They write into whole output matrices of MLPs. Of a localization they take those that it holds, and only
+   in the lower half of the blocks, as published (GPT-J: 5, and 3 to 8, of 28), since the model no longer
+   reads what is written after it has read the name.
 2. ROME writes one fact into one matrix: the facts one after the other, all into the same. It tries the
    lowest, the middle and the highest of its matrices. MEMIT and AlphaEdit write all facts into all of them.
-3. What running text counts beside the facts depends on the size of a model's keys, so the published numbers
-   mean nothing here. MEMIT tries three weights; AlphaEdit three bounds for the directions it may use.
+3. The weight of running text beside the facts depends on the size of a model's keys, so the published numbers
+   do not apply here. MEMIT tries three weights; AlphaEdit three bounds for the directions it may use.
 4. The running text is what trained methods are to retain: general text, and the retain set's training
    phrasings with their answers. Prefixes are the first words of some of it.
 5. They choose as trained methods do: by ``Stop.value`` on validation phrasings.
@@ -42,14 +42,12 @@ PREFIXES, WORDS = 5, 10
 
 @dataclass(frozen=True)
 class Solve:
-    """One candidate of a closed form.
+    """One candidate of a closed form, which writes into the matrices ``sites``.
 
     Args:
-        sites: the matrices it writes into.
-        weight: weight of running text; None where that is not its option.
+        weight: weight of running text; None where the form has no such option.
         null_space: eigenvalue below which a direction may be used; None for all directions.
         one_by_one: write facts one after the other.
-        seed: seed of what the forms draw at random.
     """
 
     sites: tuple[str, ...]
@@ -69,14 +67,7 @@ class Solve:
 
 
 def candidates(method: str, hm: HookedModel, localization: Localization, *, seed: int) -> tuple[Solve, ...]:
-    """List what a closed form may choose from; nothing where the localization holds no matrix for it.
-
-    Args:
-        method: ``"ROME"``, ``"MEMIT"`` or ``"AlphaEdit"``.
-        hm: the model, which is only read.
-        localization: the sites whose weights may change.
-        seed: seed of the candidates.
-    """
+    """List the candidates of ROME, MEMIT or AlphaEdit; none where the localization holds no matrix for it."""
     sites = tuple(str(site) for site in matrices(hm, localization))
     if not sites:
         return ()
@@ -84,22 +75,13 @@ def candidates(method: str, hm: HookedModel, localization: Localization, *, seed
         spread = dict.fromkeys((sites[0], sites[len(sites) // 2], sites[-1]))
         return tuple(Solve((site,), one_by_one=True, seed=seed) for site in spread)
     if method == "MEMIT":
+        # The more running text counts, the gentler the edit; for AlphaEdit, the fewer directions it may use.
         return tuple(Solve(sites, weight=weight, seed=seed) for weight in reversed(WEIGHTS))
     return tuple(Solve(sites, null_space=bound, seed=seed) for bound in BOUNDS)
 
 
 def matrices(hm: HookedModel, localization: Localization) -> tuple[Site, ...]:
-    """List the ``mlp.out`` in the lower half of the blocks that a localization holds whole.
-
-    Args:
-        hm: the model, which is only read.
-        localization: the sites whose weights may change.
-
-    Example:
-        >>> hm = mu.world.model()
-        >>> matrices(hm, mu.Localization(["L0.mlp", "L1.mlp.neuron[3]", "L7.mlp"]))
-        (Site.parse('L0.mlp.out'),)
-    """
+    """List the ``mlp.out`` in the lower half of the blocks that a localization holds whole."""
     lower = range(hm.sites.shape.n_layers // 2)
     outputs = [Site.parse(f"L{layer}.mlp.out") for layer in lower]
     return tuple(site for site in outputs if any(wide in localization for wide in (site, *site.wider)))
@@ -108,20 +90,14 @@ def matrices(hm: HookedModel, localization: Localization) -> tuple[Site, ...]:
 def choose_solved(
     hm: HookedModel, solves: Sequence[Solve], facts: Facts, *, stop: Stop, progress: bool = False
 ) -> Choice:
-    """Solve for candidates and keep the best on validation phrasings.
+    """Solve for candidates, the gentlest first, and keep the best on validation phrasings.
 
-    Args:
-        hm: the model, which stays as it is.
-        solves: the candidates, the gentlest first.
-        facts: the facts to write and to validate on.
-        stop: the goal that decides what a candidate is worth.
-        progress: show progress bars.
-
-    Raises:
-        TrainingError: there is no candidate, or none could be solved.
+    ``stop`` is the goal that decides what a candidate is worth. Raises `TrainingError` if there is no
+    candidate, or if none could be solved. The model stays as it is.
     """
     if not solves:
         raise TrainingError("there is no candidate; give at least one Solve")
+    # One pass over the texts serves all candidates.
     sites = sorted({site for solve in solves for site in solve.sites})
     statistics = key_statistics(hm, Localization(sites), retained_texts(facts), progress=progress)
 
@@ -137,22 +113,13 @@ def choose_solved(
 
 
 def retained_texts(facts: Facts) -> tuple[str, ...]:
-    """Return what trained methods are to retain, as running text.
-
-    Args:
-        facts: facts with a retain set, text, or both.
-    """
+    """Return what trained methods are to retain, as running text."""
     phrasings = [phrasing for fact in facts.retain for phrasing in fact.phrasings("train")]
     return (*facts.train_text, *(f"{phrasing.prompt} {phrasing.answer}" for phrasing in phrasings))
 
 
 def validated(hm: HookedModel, facts: Facts) -> tuple[float, float]:
-    """Return the share of new answers, and the accuracy on the retain set, on validation phrasings.
-
-    Args:
-        hm: the edited model.
-        facts: the facts that are asked.
-    """
+    """Return the share of new answers, and the accuracy on the retain set, on validation phrasings."""
     forgotten, retained = (
         score(hm, [phrasing for fact in split for phrasing in _alone(fact).phrasings("validation")])
         for split in (facts.forget, facts.retain)
@@ -161,7 +128,7 @@ def validated(hm: HookedModel, facts: Facts) -> tuple[float, float]:
 
 
 def _alone(fact: Fact) -> Fact:
-    # The facts that go with it would be scored too.
+    # Only the fact itself is scored; the related facts belong to the exam.
     return fact.replace(entailed=(), others=(), neighbours={})
 
 
@@ -194,7 +161,8 @@ def _one_by_one(
 ) -> Edit:
     total, edited = Edit((), localization), hm
     for fact in facts.forget:
-        # What a matrix reads does not depend on that matrix, so its key statistics stay true.
+        # What a matrix reads does not depend on that matrix, so its key statistics stay valid; `rome` warns
+        # of statistics that were made on other weights.
         valid = replace(statistics, made_on=edited.identity)
         edit = rome(
             edited,
@@ -206,4 +174,5 @@ def _one_by_one(
             progress=False,
         )
         edited, total = edit.apply(edited), total + edit
+    # The sum of edits made on successive models applies to the first.
     return replace(total, localization=localization, made_on=hm.identity)

@@ -1,15 +1,16 @@
-"""The findings of the comparison in sentences, by a rule that does not know which result is hoped for.
+"""The findings of the comparison in sentences, by a fixed rule that treats all results alike.
 
-Two lines are compared by differences paired by person; one is *less* where the 95 % interval lies below zero.
+Two lines are compared by differences paired by person; the first is *less* if the 95 % interval lies below 0.
 
 1. Lines whose edit did not reach the goal on validation phrasings are counted and named, by localization.
-2. The lookup is compared with each other localization: with how many methods the old answer is given less
-   often, more often, or neither; and the same of what is maintained. Once over all methods, which tells where
-   an equal budget goes further, and once over those that reached the goal at both, asked as multiple choice
-   and by league and place, which tells what is left by edits that look alike.
-3. The paper's claim *shows in these readings* if, of the methods that reached the goal both at the lookup
-   and at random and tell the two apart, all leave less of the old answer at the lookup; *in part* if most
-   do; else it does not. Where fewer than three reached it at both, that cannot be told.
+2. The lookup is compared with each other localization, by the number of methods with which the old answer is
+   given less often, more often, or neither; and likewise for what is maintained. This is done over all
+   methods, to see where an equal budget achieves more, and over those that reached the goal at both, in
+   multiple choice and by league and place, to see what is left by edits that look alike.
+3. The paper's claim is judged by the methods that reached the goal both at the lookup and at random and tell
+   the two apart. It *shows in these readings* if all of them leave less of the old answer at the lookup, and
+   *shows in part* if most do; otherwise it does not show. It cannot be told where fewer than three methods
+   reached the goal at both.
 """
 
 from __future__ import annotations
@@ -48,12 +49,7 @@ class Compared:
 
 
 def sentences(results: Sequence[MethodResult], stop: Stop) -> list[str]:
-    """Write the findings, one a sentence.
-
-    Args:
-        results: the lines of the table.
-        stop: the goal of every edit.
-    """
+    """Write the findings, one a sentence; ``stop`` is the goal of every edit."""
     text = _goal(results, stop)
     for rival in (RANDOM, EVERYTHING):
         every = pairs(results, rival)
@@ -74,12 +70,9 @@ def sentences(results: Sequence[MethodResult], stop: Stop) -> list[str]:
 def pairs(
     results: Sequence[MethodResult], rival: str, stop: Stop | None = None
 ) -> list[tuple[MethodResult, MethodResult]]:
-    """Pair the lookup's line with another localization's, for every method that was fitted at both.
+    """Pair the lookup's line with that of another localization, for every method that was fitted at both.
 
-    Args:
-        results: the lines of the table.
-        rival: name of the other localization.
-        stop: only methods that reached its goal at both; None for all.
+    With ``stop``, only methods that reached its goal at both are paired.
     """
     lines = {
         (result.method, result.localization): result
@@ -94,12 +87,7 @@ def pairs(
 
 
 def compared(both: Pairs, column: str) -> Compared:
-    """Sort methods by whether the first of two lines gives less, more, or neither.
-
-    Args:
-        both: two lines of each method.
-        column: name of one of the table's columns.
-    """
+    """Sort methods by whether the first of two lines gives less, more, or neither in a column."""
     gaps = {first.method: difference(first, second, column) for first, second in both}
     less = tuple(method for method, gap in gaps.items() if gap.high < 0)
     more = tuple(method for method, gap in gaps.items() if gap.low > 0)
@@ -135,6 +123,7 @@ def _claim(both: Pairs) -> str:
         return f"{claim} cannot be told from this table: only {reached}."
     counts = [compared(both, column) for column in READINGS]
     differing = {name for count in counts for name in (*count.less, *count.more)}
+    # A method is better if it differs in one reading at least, and leaves more in none.
     better = differing - {name for count in counts for name in count.more}
     if not differing:
         return f"{claim} does not show: no method tells {LOOKUP} and {RANDOM} places apart."

@@ -21,23 +21,10 @@ RANDOM = "random"
 
 
 def localizations(hm: HookedModel, facts: Facts, *, seed: int) -> Mapping[str, Localization]:
-    """Choose the three localizations.
+    """Choose the three localizations, by name.
 
-    Args:
-        hm: the embedded model.
-        facts: one group's facts.
-        seed: seed of the probes' folds, and of the random choice.
-
-    Returns:
-        The localizations by name.
-
-    Raises:
-        ScoresError: fact lookup credits no MLP.
-
-    Example:
-        >>> by_name = localizations(mu.world.model(), mu.world.facts(), seed=0)
-        >>> list(by_name), list(map(str, by_name["fact lookup"]))
-        (['fact lookup', 'random', 'everything'], ['L0.mlp'])
+    ``seed`` is the seed of the probes' folds and of the random choice. Raises `ScoresError` if fact lookup
+    credits no MLP.
     """
     lookup = fact_lookup(hm, facts.forget, fitted_on=facts.retain, seed=seed, progress=False).above(0.0)
     if not lookup:
@@ -51,9 +38,6 @@ def localizations(hm: HookedModel, facts: Facts, *, seed: int) -> Mapping[str, L
 
 def described(localization: Localization) -> str:
     """Describe a localization: components by name, heads and neurons by their number.
-
-    Args:
-        localization: some sites.
 
     Example:
         >>> described(mu.Localization(["L1.attn", "L5.mlp.neuron[0]", "L5.mlp.neuron[7]"]))

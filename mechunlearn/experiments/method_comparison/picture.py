@@ -2,8 +2,8 @@
 
 1. A panel shows the method at every localization, in its colour and shape, with its intervals; all other
    methods lie behind it in grey, so that panels can be compared.
-2. The right upper corner is where an edit should be. The gold model, which never learned these people, is
-   not quite there: it still guesses right now and then.
+2. The ideal edit lies in the right upper corner. The gold model, which never learned these people, does not
+   quite reach it, for some of its guesses are right.
 """
 
 from __future__ import annotations
@@ -30,11 +30,7 @@ MAINTAINED = "maintained, held-out phrasings"
 
 
 def tradeoff(results: Sequence[MethodResult]) -> go.Figure:
-    """Draw forgotten against maintained.
-
-    Args:
-        results: the lines of the table.
-    """
+    """Draw forgotten against maintained."""
     from plotly.subplots import make_subplots
 
     methods = list(dict.fromkeys(result.method for result in results if result.chosen is not None))
@@ -51,10 +47,11 @@ def tradeoff(results: Sequence[MethodResult]) -> go.Figure:
     figure.update_xaxes(range=[-0.06, 1.06], tickvals=[0, 0.5, 1], gridcolor=GRID, zeroline=False)
     figure.update_yaxes(range=[-0.06, 1.08], tickvals=[0, 0.5, 1], gridcolor=GRID, zeroline=False)
     for column in range(ACROSS):
-        # The last panel of a column bears the numbers, also where the last row is short.
+        # The last panel of a column has the tick labels, also where the last row is short.
         last = (len(methods) - 1 - column) // ACROSS + 1
         if last > 0:
             figure.update_xaxes(showticklabels=True, row=last, col=column + 1)
+    # Title, legend and margins have fixed heights in pixels, whatever the number of rows.
     height = TALL * rows + 135
     finish(figure, "What every method forgets, and what it maintains", height=height)
     figure.update_layout(
@@ -93,7 +90,7 @@ def _marker(result: MethodResult) -> dict[str, Any]:
 
 
 def _legend(figure: go.Figure, results: Sequence[MethodResult]) -> None:
-    # One entry for every localization and model, whatever the panels show.
+    # One entry for every localization and model, by traces without points: panels repeat the same markers.
     entries = {result.localization or result.method: result for result in results if result.values}
     for result in entries.values():
         marker = _marker(result)
@@ -105,6 +102,7 @@ def _legend(figure: go.Figure, results: Sequence[MethodResult]) -> None:
 def _forgotten(result: MethodResult) -> Interval:
     """The share of people who no longer get the old answer."""
     old = mean(result, "old")
+    # The complement swaps the bounds.
     return Interval(1 - old.mean, 1 - old.high, 1 - old.low)
 
 

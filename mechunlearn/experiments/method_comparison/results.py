@@ -21,10 +21,7 @@ class MethodResult:
         values: a value per person (per text for the text loss), by column of the table; empty where there is
             no edit.
         chosen: how the chosen candidate did on validation phrasings; None where nothing was fitted.
-        trials: how all candidates did that were tried.
-        aim: ``"new"`` if the method aims at a new answer.
-        size: number of weights that the edit was free to change.
-        changed: number of weights that it changed.
+        size: number of weights that the edit was free to change; ``changed`` is how many it did change.
         note: the reason why there is no edit, if so.
     """
 
@@ -40,11 +37,7 @@ class MethodResult:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> MethodResult:
-        """Make a result of the fields that ``dataclasses.asdict`` gives, read from JSON.
-
-        Args:
-            record: the fields by name.
-        """
+        """Make a result of the fields that ``dataclasses.asdict`` gives, read from JSON."""
         fields = dict(record)
         fields["trials"] = tuple(Trial(**trial) for trial in fields["trials"])
         fields["chosen"] = fields["chosen"] and Trial(**fields["chosen"])

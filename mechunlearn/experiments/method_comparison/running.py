@@ -34,7 +34,7 @@ BEGIN, END = "<!-- methods table -->", "<!-- end of methods table -->"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every method at every localization; shows itself as its table.
+    """Every method at every localization; its `repr` is its table.
 
     Args:
         results: the lines, method by method.
@@ -52,12 +52,12 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
-        """The findings, by rule."""
+        """The findings, one a sentence, by the rule in ``findings``."""
         return findings.sentences(self.results, STOP)
 
     @property
     def figure(self) -> go.Figure:
-        """Forgotten against maintained."""
+        """The figure of what was forgotten against what was maintained."""
         return tradeoff(self.results)
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
 """The tables of the comparison: a line per method and localization, every mean over people with its interval.
 
 1. The first table has the outcomes; differences between lines are paired by person.
-2. The second tells how each edit was fitted: the chosen option, the steps taken and the one kept, what it
-   reached on validation phrasings, and how many weights it was free to change and changed.
+2. The second tells how each edit was fitted: the chosen option, the number of steps and the step that was
+   kept, success and retention on validation phrasings, and how many weights it could change and did change.
 """
 
 from __future__ import annotations
@@ -31,32 +31,17 @@ NONE = "–"
 
 
 def mean(result: MethodResult, column: str) -> Interval:
-    """Return the mean of a column with its interval; not-a-number where there is no edit.
-
-    Args:
-        result: one line.
-        column: name of one of ``COLUMNS``.
-    """
+    """The mean of a column with its interval; NaN where there is no edit."""
     return outcomes.mean(result.values.get(column, {}))
 
 
 def difference(first: MethodResult, second: MethodResult, column: str) -> Interval:
-    """Return the first line minus the second, paired by person.
-
-    Args:
-        first: one line.
-        second: another line.
-        column: name of one of ``COLUMNS``.
-    """
+    """The first line minus the second, paired by person."""
     return outcomes.difference(first.values.get(column, {}), second.values.get(column, {}))
 
 
 def outcome_table(results: Sequence[MethodResult]) -> str:
-    """Write the table of what was forgotten and maintained, as Markdown.
-
-    Args:
-        results: the lines in order; a method's follow each other.
-    """
+    """Write the table of what was forgotten and maintained, as Markdown."""
     rows = [["method", "edited at", *(column.title for column in COLUMNS.values())]]
     for result in results:
         cells = [_cell(result, column) for column in COLUMNS]
@@ -67,12 +52,7 @@ def outcome_table(results: Sequence[MethodResult]) -> str:
 
 
 def fit_table(results: Sequence[MethodResult], *, total: int) -> str:
-    """Write the table of how each edit was fitted, as Markdown.
-
-    Args:
-        results: the lines in order.
-        total: number of weights of the model.
-    """
+    """Write the table of how each edit was fitted, as Markdown; ``total`` counts the model's weights."""
     heads = ["chosen", "tried", "steps", "kept", "success", "retention", "free to change", "changed"]
     rows = [["method", "edited at", *heads]]
     for result in results:
@@ -87,22 +67,13 @@ def fit_table(results: Sequence[MethodResult], *, total: int) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Write rows as a table in Markdown, the first of them its head.
-
-    Args:
-        rows: rows of equal length.
-
-    Example:
-        >>> print(markdown([["a", "b"], ["1", "2"]]))
-        | a | b |
-        | --- | --- |
-        | 1 | 2 |
-    """
+    """Write rows of equal length as a table in Markdown; the first is the head."""
     head, *body = (f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
     return "\n".join([head, "| " + " | ".join(["---"] * len(rows[0])) + " |", *body])
 
 
 def _cell(result: MethodResult, column: str) -> str:
+    # A share of new answers means nothing for a method that only forgets.
     if column == "new" and result.aim != "new" and result.method not in (UNTOUCHED, GOLD):
         return NONE
     return str(mean(result, column))
