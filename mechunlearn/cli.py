@@ -97,7 +97,10 @@ def methods(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="The budget of every trained edit.")] = 60,
     jobs: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of examples, people and the random place.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Seed of examples, people and random sites."),
+    ] = 0,
     page: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Also put the table into this page.")
     ] = None,
@@ -110,11 +113,11 @@ def methods(
     from mechunlearn.experiments.method_comparison.running import run
 
     chosen = only or METHODS
-    found = run(out / "cells", only=chosen, steps=steps, seed=seed, workers=jobs)
-    found.write(out)
+    comparison = run(out / "cells", only=chosen, steps=steps, seed=seed, workers=jobs)
+    comparison.write(out)
     if page is not None:
-        found.write_into(page)
-    typer.echo(found)
+        comparison.write_into(page)
+    typer.echo(comparison)
     typer.echo(out.resolve())
 
 
@@ -129,8 +132,8 @@ def localize(
     figure: Annotated[Path | None, typer.Option(help="Also write the heatmap, as HTML.")] = None,
 ) -> None:
     """Score a model's sites for its forget facts and keep the best; without a size, those above zero."""
-    hm, known = _read(model, facts)
-    scores = _scores(hm, known, method)
+    hm, collection = _read(model, facts)
+    scores = _scores(hm, collection, method)
     sized = top is not None or params is not None
     localization = scores.top(top, params=params) if sized else scores.above(0.0)
     if not localization:
@@ -159,10 +162,10 @@ def edit(
     """Fit an edit confined to a localization."""
     import mechunlearn as mu
 
-    hm, known = _read(model, facts)
+    hm, collection = _read(model, facts)
     sites = mu.Localization.load(localization)
     aim = getattr(mu.objectives, objective.value)()
-    fitted = mu.edit(hm, sites, aim, known, steps=steps, lr=lr, seed=seed)
+    fitted = mu.edit(hm, sites, aim, collection, steps=steps, lr=lr, seed=seed)
     fitted.save_pretrained(out)
     if full is not None:
         fitted.apply(hm).save_pretrained(full)
@@ -185,9 +188,9 @@ def audit(
     """Attack an edit, compare it with its controls, and write a report."""
     import mechunlearn as mu
 
-    hm, known = _read(model, facts)
+    hm, collection = _read(model, facts)
     never = mu.HookedModel.from_pretrained(gold) if gold else None
-    report = mu.audit(hm, mu.Edit.from_pretrained(edit), known, gold=never, controls=controls, seed=seed)
+    report = mu.audit(hm, mu.Edit.from_pretrained(edit), collection, gold=never, controls=controls, seed=seed)
     report.to_html(out)
     typer.echo(report)
     typer.echo(out.resolve())
@@ -244,22 +247,22 @@ def _read(model: Path, facts: Path) -> tuple[HookedModel, Facts]:
     return mu.HookedModel.from_pretrained(model), mu.Facts.from_jsonl(facts)
 
 
-def _scores(hm: HookedModel, known: Facts, method: Method) -> Scores:
+def _scores(hm: HookedModel, facts: Facts, method: Method) -> Scores:
     """Score the forget facts; the probes of fact lookup are fitted on the same relations of other people."""
     import mechunlearn as mu
 
-    known.require("forget")
+    facts.require("forget")
     if method is not Method.fact_lookup:
-        scores: Scores = getattr(mu, method.value)(hm, known.forget)
+        scores: Scores = getattr(mu, method.value)(hm, facts.forget)
         return scores
-    relations = {fact.relation for fact in known.forget}
-    subjects = {fact.subject for fact in known.forget}
+    relations = {fact.relation for fact in facts.forget}
+    subjects = {fact.subject for fact in facts.forget}
     others = [
         fact
-        for fact in known
+        for fact in facts
         if fact.split != "forget" and fact.relation in relations and fact.subject not in subjects
     ]
-    return mu.fact_lookup(hm, known.forget, fitted_on=others or None)
+    return mu.fact_lookup(hm, facts.forget, fitted_on=others or None)
 
 
 def main(*args: Any) -> None:

@@ -27,7 +27,7 @@ def refits(
     Returns the refits, and the reasons why there are fewer than ``count``, if so. The model stays as it is.
     """
     if count < 1:
-        return (), ("no control: controls=0 was asked for",)
+        return (), ("no control: controls=0",)
     if edit.recipe is None:
         reason = "the edit carries no recipe, so it cannot be refitted elsewhere (edits made by mu.edit do)"
         return (), (f"no control: {reason}",)
@@ -38,26 +38,26 @@ def refits(
     except (LocalizationError, SiteError) as error:
         return (), (f"no control: {error}",)
     if len(localizations) < count:
-        notes.append(f"{len(localizations)} of {count} controls: there are no more places of this size")
-    for number, localization in enumerate(localizations, start=1):
+        notes.append(f"{len(localizations)} of {count} controls: no other localization has this size")
+    for localization in localizations:
         try:
             refitted.append(refit(hm, edit.recipe, localization, facts, progress=progress))
         except TrainingError as error:
-            notes.append(f"control {number} could not be fitted: {error}")
+            notes.append(f"a control at {localization} could not be fitted: {error}")
     return tuple(refitted), tuple(notes)
 
 
 def distinct(sites: ModelSites, like: Localization, *, count: int, seed: int) -> list[Localization]:
-    """Random localizations of the size of ``like``, no two of them the same.
+    """Random localizations of the size of ``like``, none of them ``like``, no two of them the same.
 
     There are fewer than ``count`` where repeated sampling gives no new one; a `LocalizationError` is raised
-    where there is none at all.
+    where sites cannot make up the size at all.
     """
     samples: list[Localization] = []
     for attempt in range(TRIES * count):
         # Seeds of different audits must not overlap, or their controls would be partly the same.
         sample = sites.sample(like=like, seed=seed * TRIES * count + attempt)
-        if sample not in samples:
+        if sample != like and sample not in samples:
             samples.append(sample)
         if len(samples) == count:
             break

@@ -19,7 +19,7 @@ def model(checkpoint: Checkpoint) -> HookedModel:
     return world.model(checkpoint)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def facts_of(draw: int) -> Facts:
     """The facts of the group of people that a draw forgets; a draw's number is its seed too."""
     return world.facts(group=group_of(draw))

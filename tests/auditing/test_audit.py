@@ -137,11 +137,14 @@ def test_random_places_of_equal_size_stand_beside(original: HookedModel, people:
 
 def test_where_no_control_is_possible_the_reason_is_given(original: HookedModel, people: Facts) -> None:
     edit = replace(NOTHING, recipe=fit(original, facts=people, steps=1).recipe)
-    assert refits(original, NOTHING, people, count=0, seed=0)[1] == ("no control: controls=0 was asked for",)
+    assert refits(original, NOTHING, people, count=0, seed=0)[1] == ("no control: controls=0",)
     assert "no recipe, so it cannot be refitted" in refits(original, NOTHING, people, count=1, seed=0)[1][0]
     assert "an empty localization" in refits(original, edit, people, count=1, seed=0)[1][0]
     everything = replace(edit, localization=original.sites)
     assert "fewer than the" in refits(original, everything, people, count=1, seed=0)[1][0]
+    blocks = replace(edit, localization=original.sites.attns() | original.sites.mlps())
+    note = "0 of 1 controls: no other localization has this size"
+    assert refits(original, blocks, people, count=1, seed=0) == ((), (note,))
 
 
 # -- what is asked --------------------------------------------------------------------------------------

@@ -167,9 +167,9 @@ class ModelSites(Localization):
         """Draw a random localization of the same size as another, as a control for it.
 
         Whole components are drawn first; heads or neurons of one more make up the rest, so that the sizes
-        agree within 5 %. ``source`` states the gap. A control that equals ``like`` is drawn again. Sites come
-        from ``within``, by default every ``attn`` and ``mlp``. LocalizationError if ``like`` is empty, or
-        ``within`` cannot match its size.
+        agree within 5 %. ``source`` states the gap. A control equals ``like`` only where no other choice
+        has its size. Sites come from ``within``, by default every ``attn`` and ``mlp``. LocalizationError if
+        ``like`` is empty, or ``within`` cannot match its size.
         """
         pool = self.attns() | self.mlps() if within is None else within
         target, available = self.size(like), self.size(pool)
@@ -193,7 +193,7 @@ class ModelSites(Localization):
     def _draw(
         self, pool: list[Site], *, like: Localization, slack: int, random: np.random.Generator
     ) -> Localization:
-        """Draw until the sizes agree and the draw differs from `like`; else return the nearest in size."""
+        """Draw until the sizes agree and the draw differs from `like`; else return the nearest."""
         target, nearest = self.size(like), Localization()
         for _ in range(_DRAWS):
             order = [pool[index] for index in random.permutation(len(pool))]

@@ -94,6 +94,6 @@ class DemoResult:
         return cls(cell, **{**record, "rows": tuple(Row(*row) for row in record["rows"])})
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _exam(draw: int) -> Exam:
     return Exam.of(model("original"), facts_of(draw), (Relearn(),), seed=draw)

@@ -20,7 +20,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.editing.closed_form.keys import KeyStatistics, key_statistics
@@ -121,15 +120,10 @@ def retained_texts(facts: Facts) -> tuple[str, ...]:
 def validated(hm: HookedModel, facts: Facts) -> tuple[float, float]:
     """Return the share of new answers, and the accuracy on the retain set, on validation phrasings."""
     forgotten, retained = (
-        score(hm, [phrasing for fact in split for phrasing in _alone(fact).phrasings("validation")])
+        score(hm, [phrasing for fact in split for phrasing in fact.phrasings("validation")])
         for split in (facts.forget, facts.retain)
     )
     return float(forgotten.says_new.mean()), float(retained.correct.mean())
-
-
-def _alone(fact: Fact) -> Fact:
-    # Only the fact itself is scored; the related facts belong to the exam.
-    return fact.replace(entailed=(), others=(), neighbours={})
 
 
 def _solved(hm: HookedModel, solve: Solve, facts: Facts, statistics: KeyStatistics) -> Edit:
