@@ -137,13 +137,8 @@ def edge_estimates(
 ) -> Float[Tensor, "row sender receiver place"]:
     """Give the first-order effect of every edge on every row's metric.
 
-    Args:
-        hm: the model.
-        pairs: the rows, run together; `Pairs.at_end` makes them from token ids.
-        method: as for `edge_attribution`.
-        steps: as for `edge_attribution`.
-        shares: weight of each token in each place, from `shares_of`; None for one place with all tokens.
-        batch_size: runs per pass of the integrated forms.
+    Options are those of `edge_attribution`. `Pairs.at_end` makes the rows from token ids. ``shares`` is the
+    weight of each token in each place, from `shares_of`; None for one place with all tokens.
     """
     graph = Graph(hm)
     sums = EdgeSums(graph, pairs, shares_of(pairs, "all", places=1) if shares is None else shares)

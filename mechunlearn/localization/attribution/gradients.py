@@ -33,16 +33,10 @@ START = "blocks.0.hook_resid_pre"
 def run_with_taps(
     hm: HookedModel, answers: AnswerRows, names: Sequence[str], *, hooks: Sequence[Hook] = ()
 ) -> tuple[Float[Tensor, "row"], dict[str, Tensor]]:
-    """Run the clean prompts, and keep the graph between some activations and the metric.
+    """Run the clean prompts, and keep the graph between the activations at ``names`` and the metric.
 
-    Args:
-        hm: the model.
-        answers: the prompts, and the words whose logit difference is the metric.
-        names: the hook points to tap.
-        hooks: hooks that write before the taps read.
-
-    Returns:
-        The metric of every row, and the activations by hook point; the metric is differentiable in them.
+    The result is the metric of every row and the activations by hook point, in which it is differentiable.
+    ``hooks`` write before taps read.
     """
     taps: dict[str, Tensor] = {}
     begin = Hook(START, lambda stream, hook=None: stream.detach().requires_grad_())
@@ -75,13 +69,9 @@ def _tap(name: str, taps: dict[str, Tensor]) -> Hook:
 def gradients_at(
     names: Sequence[str], metric: Float[Tensor, "row"], taps: dict[str, Tensor], *, retain_graph: bool = False
 ) -> dict[str, Tensor]:
-    """The gradient of each row's metric at that row's activations.
+    """The gradient of each row's metric at that row's activations; ``names`` are hook points among the taps.
 
-    Args:
-        names: hook points among the taps.
-        metric: the metric of every row.
-        taps: the activations, as `run_with_taps` gives them.
-        retain_graph: keep the graph, so that parts of it can be differentiated again.
+    ``retain_graph`` keeps the graph, so that parts of it can be differentiated again.
     """
     # No row depends on another, so the gradient of the sum over rows holds every row's own gradient.
     ones = torch.ones_like(metric)
@@ -100,8 +90,7 @@ def corrupt_activations(hm: HookedModel, pairs: Pairs, names: Sequence[str]) -> 
 def differentiable(hm: HookedModel) -> Iterator[None]:
     """Take gradients of a model inside a ``with`` block, which leaves no graph behind.
 
-    Raises:
-        ModelError: the model's weights were made in inference mode, and no gradient can pass them.
+    A ModelError refuses weights made in inference mode, which no gradient can pass.
     """
     if any(weight.is_inference() for weight in hm.params.values()):
         raise ModelError(

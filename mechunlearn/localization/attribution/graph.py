@@ -31,11 +31,7 @@ _CACHED = 1 << 18
 
 @dataclass(frozen=True)
 class Graph:
-    """The senders and receivers of a model, in the order in which it computes.
-
-    Args:
-        hm: the model.
-    """
+    """The senders and receivers of a model, in the order in which it computes."""
 
     hm: HookedModel
 

@@ -38,15 +38,7 @@ def run_batch(
 ) -> Float[Tensor, "patch answer d_model"]:
     """Run one batch of patches, and give their final states where they are read, in the order of the batch.
 
-    Args:
-        hm: the model, with the hooks set.
-        run: the run that is patched.
-        source: the values that are written, by hook point.
-        patches: the table of patches.
-        batch: the patches that run, and over which positions.
-        hooks: the hooks that write.
-        read: the positions at which each row of the run is read.
-        fused: run blocks in which nothing is written in their fused form.
+    The hooks are already set in the model. ``fused`` runs blocks in which nothing is written in fused form.
     """
     layers = len(run.calls)
     numbers = torch.tensor([patch.number for patch in batch.patches], device=patches.row.device)

@@ -33,13 +33,10 @@ LATE = ("mlp", "resid_post")
 
 @dataclass(frozen=True)
 class PlannedPatch:
-    """One patch of a batch.
+    """One patch of a batch, with its writes from the first that changes anything.
 
-    Args:
-        number: index of the patch in the table.
-        writes: the writes from the first that changes anything.
-        entry: the first block that it runs; the number of blocks if it runs none.
-        original: index in the batch of the patch whose state it copies when it enters; None if there is none.
+    ``entry`` is the first block that it runs, or the number of blocks if it runs none. ``original`` is the
+    index in the batch of the patch whose state it copies when it enters, or None.
     """
 
     number: int
@@ -65,13 +62,7 @@ class PlannedPatch:
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Patches that run as one batch.
-
-    Args:
-        patches: the patches in the order in which they enter.
-        start: the first position that runs.
-        stop: the position before which the run ends.
-    """
+    """Patches in the order in which they enter, and the positions ``start`` to ``stop - 1`` that run."""
 
     patches: tuple[PlannedPatch, ...]
     start: int
@@ -82,10 +73,8 @@ class PatchBatch:
 class Entries:
     """Where every patch enters the run.
 
-    Args:
-        block: the first block that it runs; -1 if it changes nothing that is read.
-        skip: how many of its writes are skipped.
-        position: the first position that it changes.
+    ``block`` is the first block that it runs, or -1 if it changes nothing that is read; ``skip`` is how many
+    of its writes are skipped; ``position`` is the first position that it changes.
     """
 
     block: Int[Tensor, "patch"]
@@ -96,14 +85,7 @@ class Entries:
 def entries_of(
     patches: Patches, run: CachedRun, source: Mapping[str, Tensor], read: Int[Tensor, "row answer"]
 ) -> Entries:
-    """Find every patch's first write that changes anything, and the first position it changes.
-
-    Args:
-        patches: the patches.
-        run: the run that is patched.
-        source: the values that are written, by hook point.
-        read: the positions at which each row is read.
-    """
+    """Find every patch's first write that changes anything, and the first position it changes."""
     layers, size = len(run.calls), len(patches)
     changes = _Changes(run, source)
     block = torch.full((size,), -1)
@@ -165,8 +147,7 @@ def _copies(
 ) -> dict[int, tuple[int, int]]:
     """Find patches that can copy the state of another, which writes the same and then more.
 
-    Returns:
-        By number of the patch: number of the other, and the block at which the state is copied.
+    The result maps a patch's number to the other's number and the block at which the state is copied.
     """
     # Where all patches have one write, none continues another, and the comparison of positions is spared.
     if all(len(each) == 1 for each in writes.values()):

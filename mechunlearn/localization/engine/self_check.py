@@ -37,9 +37,7 @@ _ROWS, _LENGTH = 2, 6
 def reason_against(hm: HookedModel, *, fused: bool) -> str:
     """Say why this model's blocks cannot be entered from the middle; empty if they can.
 
-    Args:
-        hm: the model; it is run about six times on a dozen tokens.
-        fused: check blocks in their fused form; see `fused_block`.
+    The model is run about six times on a dozen tokens. ``fused`` checks blocks in their fused form, too.
     """
     first, second = random_batches(hm)
     patches = _patches(hm)

@@ -40,8 +40,7 @@ def ablations(
 ) -> Iterator[PatchTask]:
     """Capture the clean runs and what is written into them at the hook points `names`, some rows at a time.
 
-    Raises:
-        FactError: there is one fact alone, or none has the same token groups.
+    A FactError is raised if there is one fact alone, or if none has the same token groups.
     """
     means = _means(hm, answers, names, positions, batch_size) if isinstance(to, MeanAblation) else {}
     drawn = _other_facts(answers, to.seed or 0) if isinstance(to, Resample) else None

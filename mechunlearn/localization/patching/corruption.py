@@ -140,15 +140,9 @@ _Kind = TypeVar("_Kind", bound=Corruption)
 
 
 def corruption_of(corrupt: Corrupt, allowed: tuple[type[_Kind], ...], *, seed: int) -> _Kind:
-    """Turn what a verb was passed into a value with a seed.
+    """Turn a verb's ``corrupt`` into a value, which takes the verb's ``seed`` if it has none of its own.
 
-    Args:
-        corrupt: a short form, a value, or facts whose prompts are run instead.
-        allowed: the corruptions that the verb can use.
-        seed: seed of the verb, for values without one of their own.
-
-    Raises:
-        ScoresError: for an unknown short form, or a corruption that the verb cannot use.
+    A ScoresError refuses an unknown short form, and a corruption that is not ``allowed``.
 
     Example:
         >>> corruption_of("noise", (Noise,), seed=4)

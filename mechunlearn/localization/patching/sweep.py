@@ -29,16 +29,10 @@ _AGAIN = 8
 
 @dataclass(frozen=True, eq=False)
 class PatchTask:
-    """One part of a sweep.
+    """One part of a sweep: a run to patch, and the activations that are written, by hook point.
 
-    Args:
-        run: the run that is patched.
-        source: the activations that are written, by hook point.
-        rows: the row of the source for every place and row of the run.
-        measure: the metrics.
-        source_metrics: the metrics of the run that the activations come from, per row of `run`; None for
-            ablations.
-        samples: rows of the run per clean row.
+    ``rows`` is the row of the source for every place and row of the run. ``source_metrics`` are those of the
+    run that the activations come from, None for ablations. ``samples`` counts rows of the run per clean row.
     """
 
     run: CachedRun
@@ -102,8 +96,7 @@ class SweepResult:
     def shares(self) -> Float[Tensor, "fact site place metric"]:
         """The values as shares of the mean difference between the two runs.
 
-        Raises:
-            ScoresError: the two runs do not differ in a metric.
+        A ScoresError is raised if the two runs do not differ in a metric.
         """
         source, patched = self.source.mean(0), self.patched.mean(0)
         gap = source - patched

@@ -139,11 +139,7 @@ def fit_probes(
 
 
 def check_kind(kind: str, C: float | int) -> None:
-    """Refuse an unknown kind of probe, and a `C` that is not above 0.
-
-    Raises:
-        ScoresError: for these.
-    """
+    """Refuse an unknown kind of probe, and a `C` that is not above 0, by a ScoresError."""
     if kind not in PROBE_KINDS:
         raise ScoresError(one_of("kind", kind, PROBE_KINDS))
     if not C > 0:
@@ -151,14 +147,9 @@ def check_kind(kind: str, C: float | int) -> None:
 
 
 def require_two(what: str, values: Sequence[str]) -> None:
-    """Refuse facts whose values are all the same, so that a probe has nothing to tell apart.
+    """Refuse facts whose values are all the same, by a FactError that calls the values ``what``.
 
-    Args:
-        what: name of the values in the message.
-        values: a value of each fact.
-
-    Raises:
-        FactError: all values are the same.
+    A probe would have nothing to tell apart.
     """
     if len(set(values)) < 2:
         raise FactError(
@@ -170,12 +161,8 @@ def require_two(what: str, values: Sequence[str]) -> None:
 def in_parallel(fit: Callable[[_X], _Y], data: Iterable[_X], *, n_jobs: int | None) -> Iterator[_Y]:
     """Fit several probes at a time, each on one BLAS thread, and give them in order.
 
-    They run in threads, which share memory: states are not copied, and no process has to import anything.
-
-    Args:
-        fit: fits one probe.
-        data: the data of each probe.
-        n_jobs: how many fits run at a time, as in scikit-learn.
+    ``n_jobs`` is as in scikit-learn. Fits run in threads, which share memory: states are not copied, and no
+    process has to import anything.
 
     Example:
         >>> list(in_parallel(abs, [-1, -2], n_jobs=2))
@@ -192,13 +179,7 @@ def in_parallel(fit: Callable[[_X], _Y], data: Iterable[_X], *, n_jobs: int | No
 def fit_linear(
     x: Float[np.ndarray, "fact d_model"], labels: Any, C: float | int, *, kind: ProbeKind = "logistic"
 ) -> Fitted:
-    """Fit a linear probe on standardised states.
-
-    Args:
-        x: the states.
-        labels: the label of each state; at least two different ones.
-        C: inverse strength of the regularisation.
-        kind: one of `PROBE_KINDS`; see `fit_probes`.
+    """Fit a linear probe on standardised states, as `fit_probes` does; at least two labels must be different.
 
     Example:
         >>> x = np.array([[0.0, 1.0], [0.0, 2.0], [9.0, 1.0]])

@@ -34,24 +34,10 @@ from mechunlearn.models.hooked import HookedModel
 def guo2024_trace(
     hm: HookedModel, facts: Sequence[Fact], *, seed: int = 0, batch_size: int = 64, progress: bool = True
 ) -> Scores:
-    """Trace every head and MLP in the authors' way.
+    """Trace every head and MLP as Guo et al. 2024 did for the second version of Mechanistic Unlearning.
 
-    Args:
-        hm: the model; it is left as it was.
-        facts: traced together, since all their answers are in each one's metric.
-        seed: seed of the noise, which does not depend on the batch size.
-        batch_size: prompts per forward pass.
-        progress: show a progress bar.
-
-    Returns:
-        Scores over ``fact`` and ``site`` (heads and MLPs); select with ``.top(params=...,
-        convention="guo2024")``.
-
-    Example:
-        >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> scores = guo2024_trace(hm, facts[:2], progress=False)
-
-    Source: Guo et al. 2024, Mechanistic Unlearning, causal tracing of their second version.
+    All facts are traced together, since the answers of all are in each one's metric. The noise does not
+    depend on the batch size. Select from the scores with ``.top(params=..., convention="guo2024")``.
     """
     shape = hm.arch.shape
     sites = [
