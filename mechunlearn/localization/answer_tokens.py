@@ -41,7 +41,7 @@ class FirstTokens:
 def contrast(fact: Fact) -> dict[str, float]:
     """The weight of each word in the fact's logit difference; the weights sum to 0.
 
-    A FactError refuses a fact with nothing to compare its answer with.
+    FactError is raised if the fact has nothing to compare its answer with.
 
     Example:
         >>> contrast(Fact("Bo plays", "Bo", "golf", options=("golf", "judo", "polo")))
@@ -62,8 +62,8 @@ def first_tokens(
 ) -> FirstTokens:
     """Find the first token of every word, as the tokenizer cuts it after the fact's prompt.
 
-    ``words`` holds the weight of each word, fact by fact. A FactError refuses words that are compared but
-    begin with the same token, and a word that changes how the prompt before it is cut into tokens.
+    ``words`` holds the weight of each word, fact by fact. FactError is raised if words that are compared
+    begin with the same token, or if a word changes how the prompt before it is cut into tokens.
     """
     prompts = encode(hm, facts, answer=None)
     flat = [(i, word, weight) for i, each in enumerate(words) for word, weight in each.items()]

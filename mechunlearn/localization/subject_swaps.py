@@ -47,7 +47,7 @@ def swap_subjects(
     """Find for every fact another subject that fits into its prompt token by token.
 
     ``pool`` holds facts whose subjects may be put in; None for the facts themselves. ``other_answer`` leaves
-    out facts for which only subjects with the same answer fit. A FactError is raised if no fact finds one.
+    out facts for which only subjects with the same answer fit. FactError is raised if no fact finds one.
     """
     pool = list(facts if pool is None else pool)
     clean = encode(hm, facts, answer=None)
@@ -91,6 +91,7 @@ def _queues(
     queues = []
     for fact, length in zip(facts, lengths, strict=True):
         order = rng.sample(range(len(pool)), len(pool))
+        # Sorting is stable, so equally good subjects stay in random order.
         order.sort(key=lambda j: (pool_lengths[j] != length, pool[j].answer == fact.answer))
         fits = [
             pool[j]

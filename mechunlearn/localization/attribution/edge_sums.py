@@ -3,8 +3,7 @@
 1. The change of what every sender writes, corrupt minus clean, is computed once per batch of rows.
 2. Layer by layer, the gradients of the layer's receivers are computed, and multiplied in one matrix product
    with the changes of all senders before them.
-3. ``at_clean`` takes the gradients of the clean run; ``between_inputs`` averages them over runs whose
-   embeddings lie between corrupt and clean. Each edge then has one change and one mean gradient.
+3. ``at_clean`` and ``between_inputs`` have one change and one mean gradient for each edge.
 4. ``between_activations`` runs each group of senders (embeddings, the heads of a layer, its MLP) at points
    between what it writes in the two prompts, and sums the edges of that group alone. Under post-norms what a
    head writes depends on the point, too, so products are averaged, and not gradients.
@@ -48,7 +47,8 @@ class EdgeSums:
     """The sums of change times gradient over the edges of some rows.
 
     ``shares`` is the weight of each token in each place, from `shares_of`. The attribute ``values`` holds the
-    sums [row sender receiver place], 0 where no edge can be.
+    sums [row sender receiver place]. It has no meaning for pairs that are no edge; `edge_estimates` masks
+    them.
     """
 
     def __init__(self, graph: Graph, pairs: Pairs, shares: Float[Tensor, "row pos place"]) -> None:

@@ -72,7 +72,7 @@ def edge_attribution(
         steps: runs on the way from corrupt to clean; ``"eap"`` has none.
         positions: ``"all"`` tokens together, token ``"groups"``, or ``"each"`` token.
         corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
-        seed: seed of the draw of subjects, unless `corrupt` has one.
+        seed: seed of the random choice of subjects, unless `corrupt` has one.
         batch_size: runs per pass. What every sender writes is held at once: for GPT-2 small half a megabyte
             per run and token.
         progress: show a progress bar.

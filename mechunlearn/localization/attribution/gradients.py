@@ -90,7 +90,7 @@ def corrupt_activations(hm: HookedModel, pairs: Pairs, names: Sequence[str]) -> 
 def differentiable(hm: HookedModel) -> Iterator[None]:
     """Take gradients of a model inside a ``with`` block, which leaves no graph behind.
 
-    A ModelError refuses weights made in inference mode, which no gradient can pass.
+    ModelError is raised if the weights were made in inference mode, since no gradient can pass them.
     """
     if any(weight.is_inference() for weight in hm.params.values()):
         raise ModelError(

@@ -68,7 +68,7 @@ def attribution(
         sites: ``"attn"`` for whole attentions, ``"mlp"`` for MLPs, ``"head"`` for heads; or several.
         positions: ``"all"`` tokens together, token ``"groups"``, or ``"each"`` token.
         corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
-        seed: seed of the draw of subjects, unless `corrupt` has one.
+        seed: seed of the random choice of subjects, unless `corrupt` has one.
         batch_size: rows per pass; a fact is one row, and one more for every word of several tokens.
         progress: show a progress bar.
 

@@ -74,6 +74,7 @@ class Call:
 
     def filled(self, state: Tensor | None, cache: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The recorded arguments, with this state and cache in them."""
+        # Placeholders are found by identity, since tensors have no equality that gives one truth value.
         values = {id(STATE): state, id(CACHE): cache}
         args, kwargs = _mapped((self.args, dict(self.kwargs)), lambda v: values.get(id(v), v))
         return args, kwargs

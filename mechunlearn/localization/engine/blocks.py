@@ -44,6 +44,7 @@ def run_batch(
     numbers = torch.tensor([patch.number for patch in batch.patches], device=patches.row.device)
     rows = patches.row[numbers]
     reads = read[rows]
+    # States at positions that did not run are replaced at the end; until then any valid index will do.
     offsets = (reads - batch.start).clamp(min=0, max=batch.stop - batch.start - 1)
     state = run.resid[0].new_empty(0, batch.stop - batch.start, run.resid[0].shape[-1])
     for layer in range(batch.patches[0].entry, layers + 1):

@@ -64,7 +64,7 @@ def cached_run(
     """Run the model once, and keep what patches of this run reuse.
 
     Activations at the hook points ``names`` are kept, too. The batch is padded on the right. ``embedded`` is
-    written at ``hook_embed``; None for the tokens' own embeddings. A HookError refuses a name that does not
+    written at ``hook_embed``; None for the tokens' own embeddings. HookError is raised if a name does not
     exist or never fires.
     """
     calls: dict[int, Call] = {}
@@ -110,6 +110,7 @@ def _record(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     calls[layer], state = Call.of(args, kwargs)
     resid[layer] = state.detach()
+    # Torch calls the block with what this hook returns: the same arguments, with the cache that records.
     return calls[layer].filled(state, cache)
 
 

@@ -138,6 +138,7 @@ def _at(value: Tensor, positions: Int[Tensor, "patch answer"]) -> Tensor:
 
 
 def _mask(call: Call) -> Tensor | None:
+    # No other argument of a block has four axes: the residual stream has three, and rotary angles too.
     values = (*call.args, *call.kwargs.values())
     return next((value for value in values if isinstance(value, Tensor) and value.ndim == 4), None)
 

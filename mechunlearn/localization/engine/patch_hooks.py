@@ -32,6 +32,7 @@ class BatchWrite:
 
     def into(self, activation: Tensor) -> Tensor:
         """A copy of the activation with the values written."""
+        # Other code may hold this tensor (the cached run, the stream beside a hook), so it is not changed.
         changed, axis = activation.clone(), self.write.axis
         values = self.values.to(activation)
         if self.write.units is None:

@@ -43,8 +43,8 @@ def writes_of(hm: HookedModel, sites: Iterable[Site]) -> tuple[Write, ...]:
     """The writes of one intervention, in the order in which the model computes them.
 
     Sites are states (``L3.resid_pre``, ``L3.pattern[1]``), whole ``attn`` and ``mlp`` outputs, heads
-    (``L3.head[1]`` is its ``z``; ``.q .k .v``; ``L3.kv[0].k`` under grouped queries) and neurons. A SiteError
-    refuses a site that the model does not have, or that names weights rather than an activation.
+    (``L3.head[1]`` is its ``z``; ``.q``, ``.k``, ``.v``; ``L3.kv[0].k`` under grouped queries) and neurons.
+    SiteError is raised for a site that the model does not have, or that names weights and not an activation.
     """
     units: dict[tuple[int, str, str, int], set[int] | None] = {}
     chosen = list(sites)

@@ -96,6 +96,7 @@ def entries_of(
             continue
         some = patches.pick(index)
         differs = torch.stack([changes.of(write, some) & some.where for write in writes])
+        # Of equal values argmax takes the first: here the first write, and the first position, that differs.
         first = differs.any(-1).int().argmax(0)
         begin = differs.any(0).int().argmax(-1)
         blocks = torch.tensor([_entry_block(writes, i) for i in range(len(writes))], device=first.device)

@@ -34,7 +34,7 @@ def preference_gap(
 
 
 def require_preference(gap: float) -> None:
-    """Refuse facts whose answers the model does not prefer, by a FactError."""
+    """Raise FactError if the model does not prefer the facts' answers."""
     if not gap > 0:
         raise FactError(
             f"the model does not prefer these facts' answers to those of other subjects (by {gap:.3g} nats "

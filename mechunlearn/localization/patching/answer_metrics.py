@@ -233,7 +233,7 @@ def _wide(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def metrics_of(metric: Metric | Sequence[Metric]) -> tuple[Metric, ...]:
-    """Make one metric a tuple of one; a ScoresError refuses unknown names, none, and a name twice."""
+    """Make one metric a tuple of one; ScoresError for an unknown name, for none, or for a name twice."""
     several = (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric)
     for each in several:
         if not callable(each) and each not in NAMES:

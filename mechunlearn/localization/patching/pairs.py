@@ -127,8 +127,8 @@ def pair(
 ) -> Pairs:
     """Set facts beside what corrupts them; `metrics` decide which words are scored.
 
-    A FactError is raised if no fact finds another subject, or a prompt does not fit its fact's; a ScoresError
-    for an ablation, which has no second run.
+    FactError is raised if no fact finds another subject, or a prompt does not fit its fact's; ScoresError for
+    an ablation, which has no second run.
     """
     corruption = corruption_of(corrupt, PAIRED, seed=seed)
     if isinstance(corruption, Noise):
@@ -155,6 +155,7 @@ def _draws(
         embedded = activations(hm, part, ["hook_embed"])["hook_embed"]
         subjects.append(embedded[part.subject].cpu().double())
     std, width = float(noise.scale) * torch.cat(subjects).std(), subjects[0].shape[-1]
+    # Float32 on the CPU gives the same noise on every device and in every precision of the model.
     generator = torch.Generator().manual_seed(noise.seed or 0)
     shapes = [(noise.samples, length, width) for length in batch.subject.sum(1).tolist()]
     return tuple(std * torch.randn(*shape, generator=generator).double() for shape in shapes)

@@ -39,8 +39,7 @@ KINDS = (
 def interventions(hm: HookedModel, sites: Sites, *, window: int = 1) -> dict[Site, tuple[Site, ...]]:
     """List the sites that are written together, window included, by the site that names them.
 
-    A ScoresError refuses an unknown kind, or nothing at all; a SiteError, a site that the model does not
-    have.
+    ScoresError is raised for an unknown kind, or nothing at all; SiteError for a site that the model lacks.
     """
     if window < 1:
         raise ScoresError(f"window must be above zero; not {window!r}")
@@ -80,7 +79,7 @@ def _named(hm: HookedModel, kind: str) -> list[Site]:
 def layer_sites(hm: HookedModel, kinds: str | Sequence[str], allowed: Sequence[str]) -> list[Site]:
     """List all sites of some kinds, layer by layer, in the order of the kinds.
 
-    A ScoresError refuses a kind that is not ``allowed``, none, or one that is named twice.
+    ScoresError is raised for a kind that is not ``allowed``, for none, or for one that is named twice.
     """
     chosen = [kinds] if isinstance(kinds, str) else list(kinds)
     for kind in chosen:
@@ -115,7 +114,7 @@ def groups_of(answers: AnswerRows) -> Int[Tensor, "row pos"]:
 
 
 def places_of(answers: AnswerRows, positions: Positions) -> int:
-    """Count the places; a ScoresError refuses a word other than ``"groups"``, ``"each"`` or ``"all"``."""
+    """Count the places; ScoresError for a word other than ``"groups"``, ``"each"`` or ``"all"``."""
     if positions not in ("groups", "each", "all"):
         raise ScoresError(one_of("positions", positions, ["groups", "each", "all"]))
     each = int(answers.batch.end.max()) + 1
@@ -130,6 +129,7 @@ def where_of(answers: AnswerRows, positions: Positions, *, places: int) -> Bool[
     if positions == "groups":
         groups = groups_of(answers)
         return torch.stack([groups == number for number in range(len(GROUPS))])
+    # Tokens of the answer belong to the last token of the prompt.
     number = torch.arange(places, device=mask.device)[:, None, None]
     position = torch.arange(mask.shape[1], device=mask.device).minimum(answers.batch.end[:, None])
     return (number == position) & mask

@@ -50,15 +50,11 @@ class PatchTask:
 
 @dataclass(eq=False)
 class SweepResult:
-    """The result of a sweep, per fact.
+    """The result of a sweep, per fact; ``patched`` and ``source`` are metrics of the two runs themselves.
 
-    Args:
-        values: the metric of the patched run minus that of the run itself; not-a-number where a fact has no
-            token at a place.
-        patched: the metric of the run itself.
-        source: the metric of the run that the activations come from; zero for ablations.
-        noise: the largest difference that another batch shape made; 0 where it was not measured.
-        complete: whether every patch was a complete run, since the model's blocks could not be entered.
+    ``values`` are changes from ``patched``, not-a-number where a fact has no token at a place. ``source`` is
+    0 for ablations. ``noise`` is the largest difference that another batch shape made, 0 where it was not
+    measured. ``complete`` is True if every patch was a complete run, since no block could be entered.
     """
 
     values: Float[Tensor, "fact site place metric"]
@@ -94,10 +90,7 @@ class SweepResult:
 
     @property
     def shares(self) -> Float[Tensor, "fact site place metric"]:
-        """The values as shares of the mean difference between the two runs.
-
-        A ScoresError is raised if the two runs do not differ in a metric.
-        """
+        """The values as shares of the mean difference of the two runs; ScoresError if there is none."""
         source, patched = self.source.mean(0), self.patched.mean(0)
         gap = source - patched
         if bool(((gap.abs() <= 1e-6 * (source.abs() + patched.abs())) | ~gap.isfinite()).any()):
@@ -150,6 +143,7 @@ def _noise(engine: Engine, task: PatchTask, patches: Patches, values: Float[Tens
     if not len(ran):
         return 0.0
     chosen = ran[torch.randperm(len(ran), generator=torch.Generator().manual_seed(0))[:_AGAIN]]
+    # A reason makes every patch a complete run, and a budget of one token puts each in a batch of its own.
     alone = replace(engine, reason="to compare batch shapes", budget=1)
     again = alone.sweep(task.run, task.source, patches.pick(chosen.to(patches.row.device)), task.measure)
     return float((again - values[chosen]).abs().max())

@@ -40,12 +40,7 @@ _Y = TypeVar("_Y")
 class LinearProbe:
     """A linear probe of one site, in the model's own coordinates (the standardisation is folded in).
 
-    Args:
-        site: the state that is read.
-        name: the hook point of that state.
-        labels: the answers to tell apart.
-        weight: weights, one row per label.
-        bias: biases, one per label.
+    ``name`` is the hook point of the site; ``labels`` are the answers to tell apart.
 
     Example:
         >>> probe = LinearProbe(Site.parse("L0.resid_post"), "blocks.0.hook_resid_post", ("golf", "judo"),
@@ -75,8 +70,7 @@ class LinearProbe:
     def direction(self, label: str) -> Float[Tensor, "d_model"]:
         """The unit vector along which this label gains on the mean of all; for `hooks.steer`.
 
-        Raises:
-            ScoresError: there is no such label.
+        ScoresError is raised if there is no such label.
         """
         if label not in self.labels:
             raise ScoresError(one_of("label", label, self.labels))
@@ -139,7 +133,7 @@ def fit_probes(
 
 
 def check_kind(kind: str, C: float | int) -> None:
-    """Refuse an unknown kind of probe, and a `C` that is not above 0, by a ScoresError."""
+    """Raise ScoresError for an unknown kind of probe, or a `C` that is not above 0."""
     if kind not in PROBE_KINDS:
         raise ScoresError(one_of("kind", kind, PROBE_KINDS))
     if not C > 0:
@@ -147,9 +141,9 @@ def check_kind(kind: str, C: float | int) -> None:
 
 
 def require_two(what: str, values: Sequence[str]) -> None:
-    """Refuse facts whose values are all the same, by a FactError that calls the values ``what``.
+    """Raise FactError if all values are the same, so that a probe has nothing to tell apart.
 
-    A probe would have nothing to tell apart.
+    The message calls the values ``what``.
     """
     if len(set(values)) < 2:
         raise FactError(
@@ -212,6 +206,7 @@ class Fitted(NamedTuple):
         """Weights, biases and labels in the model's own coordinates, one row per label."""
         weight = np.atleast_2d(self.classifier.coef_) / self.scaler.scale_
         bias = np.atleast_1d(self.classifier.intercept_) - weight @ self.scaler.mean_
+        # For two labels scikit-learn has one row: the score of the second, where the first has 0.
         if len(weight) == 1:
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         return torch.tensor(weight), torch.tensor(bias), tuple(map(str, self.classifier.classes_))

@@ -34,10 +34,11 @@ from mechunlearn.models.hooked import HookedModel
 def guo2024_trace(
     hm: HookedModel, facts: Sequence[Fact], *, seed: int = 0, batch_size: int = 64, progress: bool = True
 ) -> Scores:
-    """Trace every head and MLP as Guo et al. 2024 did for the second version of Mechanistic Unlearning.
+    """Trace every head and MLP as Guo et al. 2024 did in the second version of Mechanistic Unlearning.
 
     All facts are traced together, since the answers of all are in each one's metric. The noise does not
-    depend on the batch size. Select from the scores with ``.top(params=..., convention="guo2024")``.
+    depend on the batch size. Select from the scores, over ``fact`` and ``site``, with ``.top(params=...,
+    convention="guo2024")``.
     """
     shape = hm.arch.shape
     sites = [
@@ -47,6 +48,7 @@ def guo2024_trace(
     ]
     prompts = encode(hm, facts, answer=None)
     answers = encode(hm, facts).answer_ids[:, 0]
+    # One generator per fact, so that its noise does not depend on the batch it is in.
     generators = [torch.Generator().manual_seed(seed * len(facts) + i) for i in range(len(facts))]
     starts = range(0, len(facts), batch_size)
     columns: list[Tensor] = []

@@ -133,6 +133,7 @@ def encode_rows(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> list
     coded = tokenizer([row.text for row in rows], add_special_tokens=True, return_offsets_mapping=True)
     weighted = []
     for row, ids, offsets in zip(rows, coded["input_ids"], coded["offset_mapping"], strict=True):
+        # The first token is <bos>, which has no characters and no weight.
         by_character = [w for piece, w in row.pieces for _ in piece]
         weighted.append((ids, [0.0] + [by_character[end - 1] for _, end in offsets[1:]]))
     weighted.sort(key=lambda pair: len(pair[0]))
