@@ -25,9 +25,8 @@ _TRIES = 20
 class Swaps:
     """Facts, each beside the same prompt about another subject of equally many tokens.
 
-    The answer of a swapped fact is the other subject's own. ``index`` is each fact's index among those that
-    were passed. ``note`` says how many have another subject, such as ``"31 of 32 facts"``; it is empty if all
-    do.
+    A swapped fact has the other subject's answer. ``index`` is each fact's index among those that were
+    passed. ``note`` says how many have another subject, such as ``"31 of 32 facts"``; empty if all do.
     """
 
     facts: tuple[Fact, ...]

@@ -2,8 +2,8 @@
 
 1. The clean run keeps its graph from the residual stream that enters block 0 on. That one tensor requires a
    gradient, so the graph needs no weight to require one.
-2. A tap passes each activation on as a view of itself. The gradient at the view is that of what reads it
-   *there*: at the input of a norm, for instance, it is the norm's, and not that of the stream beside it.
+2. A tap passes each activation on as a view of itself. The gradient at the view holds only what flows through
+   that hook point: at the input of a norm it leaves out the stream that passes beside the norm.
 3. One backward pass goes through the taps; no gradient of a weight is computed.
 4. The corrupt run needs no graph, and in the end the bridge keeps none.
 5. Logits are computed only where they are read: a hook gives the unembedding those positions alone.

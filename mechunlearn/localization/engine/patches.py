@@ -69,10 +69,7 @@ def writes_of(hm: HookedModel, sites: Iterable[Site]) -> tuple[Write, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """A table of patches, each an intervention in a row of a run with the values of a row of a source.
-
-    ``where`` marks the positions that are written.
-    """
+    """A table of patches: an intervention in a row of a run, ``where`` a source row's values are written."""
 
     interventions: tuple[tuple[Write, ...], ...]
     intervention: Int[Tensor, "patch"]
@@ -93,8 +90,7 @@ class Patches:
     ) -> Patches:
         """Every intervention at every place in every row; results reshape to ``[intervention place row]``.
 
-        A place is a position or a group of tokens. ``source`` is None where source and run have the same
-        rows.
+        A place is a position or a group of tokens. ``source=None`` is for a source with the rows of the run.
 
         Example:
             >>> len(Patches.grid([()], torch.ones(3, 2, 5, dtype=torch.bool)))

@@ -2,16 +2,16 @@
 
 A patch at position p in layer l can only change positions from p on in layers from l on. So, for every patch:
 
-1. Its first writes are skipped as long as they equal what the run has there. A patch in which every write
-   does has the metric of the run itself.
+1. Its first writes are skipped as long as they equal what the run has there. If all are skipped, the patch
+   has the metric of the run itself.
 2. It enters the run at the block of its first write, or after that block where the write is the last thing
    the block does (``mlp`` outputs, ``resid_post``), at the first position that differs. A patch that enters
    after the last block, or after the last position that is read, and changes no state that is read, has the
    metric of the run itself, too.
 3. Patches with the same first position run as one batch. A row joins the batch at the block where it enters,
    so a block's weights are read once for all rows. Batches are bounded by a budget of tokens.
-4. Where one patch's writes are the beginning of another's (windows of layers cut at the first), both have the
-   same states until the first one's writes end. There it joins the batch as a copy of the other's row.
+4. A patch whose writes are the first of another's (windows cut at the first layer) has the other's states
+   until its writes end. There it joins the batch as a copy of the other's row.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
    where every position is patched by itself, at the same position).
 3. ``"resample"`` writes what the model has for another fact, drawn by seed, at the tokens of the same group
    counted from the group's end; where the other fact has fewer, its first is repeated. Only facts with
-   the same groups are drawn.
+   the same groups are chosen.
 """
 
 from __future__ import annotations

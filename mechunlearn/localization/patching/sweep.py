@@ -3,8 +3,8 @@
 1. Rows are swept in parts; for each part both runs are captured, and the engine writes activations of one
    into the other.
 2. Values of a fact's rows (its words) are added up, and those of its samples averaged.
-3. In half precision a value depends on the shape of the batch it was computed in. By how much, is measured: a
-   few patches are run again, each alone in a complete run, and the largest difference is reported.
+3. In half precision a value depends on the shape of the batch it was computed in. A few patches are run
+   again, each alone in a complete run, and the largest difference is reported.
 """
 
 from __future__ import annotations

@@ -50,10 +50,8 @@ class Paths:
         Senders are heads, whole attentions and MLPs, and ``embed``; each counts once, however often it is
         named. Receivers are queries, keys or values (``L9.head[3].q``, ``.k``, ``.v``; ``L9.kv[1].v`` under
         grouped queries; ``L9.head[3]`` for all that belong to it alone; ``L9.attn`` for all heads), MLPs, and
-        states.
-
-        ScoresError is raised for an unknown `mlps`, or no senders or receivers; SiteError for a site that the
-        model lacks, or that cannot send or receive.
+        states. ScoresError is raised for an unknown `mlps`, or no senders or receivers; SiteError for a site
+        that the model lacks, or that cannot send or receive.
         """
         if mlps not in get_args(Mlps):
             raise ScoresError(one_of("mlps", mlps, get_args(Mlps)))

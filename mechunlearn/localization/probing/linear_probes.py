@@ -141,10 +141,7 @@ def check_kind(kind: str, C: float | int) -> None:
 
 
 def require_two(what: str, values: Sequence[str]) -> None:
-    """Raise FactError if all values are the same, so that a probe has nothing to tell apart.
-
-    The message calls the values ``what``.
-    """
+    """Raise FactError if these values are all the same; ``what`` is their name in the message."""
     if len(set(values)) < 2:
         raise FactError(
             f"a probe tells answers apart, but what it is fitted on has {len(set(values))} different {what}; "

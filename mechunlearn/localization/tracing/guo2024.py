@@ -1,7 +1,7 @@
 """Causal tracing as the authors of "Mechanistic Unlearning" ran it, for comparison with their figures.
 
 1. Each prompt's subject embeddings get Gaussian noise whose standard deviation is the *root* of three times
-   that of their own entries, drawn anew in every forward pass, one draw each.
+   that of their own entries, drawn anew in every forward pass.
 2. One component at a time (every head's output, every MLP's) gets its clean value back at all positions.
 3. The metric is the probability of the first answer tokens of *all* the facts together, not of each fact's
    own.
