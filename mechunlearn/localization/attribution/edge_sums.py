@@ -47,7 +47,7 @@ class EdgeSums:
     """The sums of change times gradient over the edges of some rows.
 
     ``shares`` is the weight of each token in each place, from `shares_of`. The attribute ``values`` holds the
-    sums [row sender receiver place]. It has no meaning for pairs that are no edge; `edge_estimates` masks
+    sums [row sender receiver place]. They mean nothing for pairs that are no edge; `edge_estimates` masks
     them.
     """
 

@@ -69,7 +69,7 @@ def writes_of(hm: HookedModel, sites: Iterable[Site]) -> tuple[Write, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """A table of patches, by column; each writes the values of one ``source`` row at the positions ``where``."""
+    """A table of patches; each writes the values of one ``source`` row at the positions ``where``."""
 
     interventions: tuple[tuple[Write, ...], ...]
     intervention: Int[Tensor, "patch"]
