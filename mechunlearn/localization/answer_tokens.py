@@ -25,10 +25,7 @@ from mechunlearn.models.encoding.encoder import HasTokenizer, encode
 class FirstTokens:
     """The first tokens of every fact's words; facts with fewer words are filled up with weights of 0.
 
-    Args:
-        ids: the tokens.
-        weight: the weight of each in the metric.
-        single: whether every word is one token.
+    ``single`` is True if every word is one token.
     """
 
     ids: Int[Tensor, "fact word"]
@@ -44,8 +41,7 @@ class FirstTokens:
 def contrast(fact: Fact) -> dict[str, float]:
     """The weight of each word in the fact's logit difference; the weights sum to 0.
 
-    Raises:
-        FactError: the fact has nothing to compare its answer with.
+    FactError is raised if the fact has nothing to compare its answer with.
 
     Example:
         >>> contrast(Fact("Bo plays", "Bo", "golf", options=("golf", "judo", "polo")))
@@ -66,19 +62,8 @@ def first_tokens(
 ) -> FirstTokens:
     """Find the first token of every word, as the tokenizer cuts it after the fact's prompt.
 
-    Args:
-        hm: the model, or anything with its tokenizer.
-        facts: the facts, whose prompts the words complete.
-        words: for every fact, the weight of each word.
-
-    Raises:
-        FactError: words that are compared begin with the same token, or a word changes how the prompt before
-            it is cut into tokens.
-
-    Example:
-        >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> first_tokens(hm, facts, [{fact.answer: 1.0} for fact in facts]).ids.shape
-        torch.Size([32, 1])
+    ``words`` holds the weight of each word, fact by fact. FactError is raised if words that are compared
+    begin with the same token, or if a word changes how the prompt before it is cut into tokens.
     """
     prompts = encode(hm, facts, answer=None)
     flat = [(i, word, weight) for i, each in enumerate(words) for word, weight in each.items()]

@@ -25,11 +25,8 @@ _TRIES = 20
 class Swaps:
     """Facts, each beside the same prompt about another subject of equally many tokens.
 
-    Args:
-        facts: the facts that have another subject.
-        swapped: their prompts with that subject; its answer is the other's own.
-        index: index of each fact among those that were passed.
-        note: how many have one, such as ``"31 of 32 facts"``; empty if all did.
+    A swapped fact has the other subject's answer. ``index`` is each fact's index among those that were
+    passed. ``note`` says how many have another subject, such as ``"31 of 32 facts"``; empty if all do.
     """
 
     facts: tuple[Fact, ...]
@@ -48,21 +45,8 @@ def swap_subjects(
 ) -> Swaps:
     """Find for every fact another subject that fits into its prompt token by token.
 
-    Args:
-        hm: the model, for its tokenizer.
-        facts: the facts.
-        pool: facts whose subjects may be put in; None for `facts` themselves.
-        other_answer: leave out facts for which only subjects with the same answer fit.
-        seed: seed of the order in which subjects are tried.
-
-    Raises:
-        FactError: no fact finds another subject.
-
-    Example:
-        >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> swaps = swap_subjects(hm, facts)
-        >>> swaps.facts[0].subject != swaps.swapped[0].subject
-        True
+    ``pool`` holds facts whose subjects may be put in; None for the facts themselves. ``other_answer`` leaves
+    out facts for which only subjects with the same answer fit. FactError is raised if no fact finds one.
     """
     pool = list(facts if pool is None else pool)
     clean = encode(hm, facts, answer=None)
@@ -106,6 +90,7 @@ def _queues(
     queues = []
     for fact, length in zip(facts, lengths, strict=True):
         order = rng.sample(range(len(pool)), len(pool))
+        # Sorting is stable, so equally good subjects stay in random order.
         order.sort(key=lambda j: (pool_lengths[j] != length, pool[j].answer == fact.answer))
         fits = [
             pool[j]

@@ -19,9 +19,6 @@ COLOURS = ("brown", "white", "black", "young", "old")
 def sentence(rng: random.Random) -> str:
     """Draw one sentence of the grammar.
 
-    Args:
-        rng: the random generator.
-
     Example:
         >>> sentence(random.Random(0)).endswith(".")
         True
@@ -44,10 +41,6 @@ def sentence(rng: random.Random) -> str:
 
 def text(rng: random.Random, *, sentences: int) -> str:
     """Draw a paragraph.
-
-    Args:
-        rng: the random generator.
-        sentences: number of sentences.
 
     Example:
         >>> text(random.Random(0), sentences=3).count(".")

@@ -73,10 +73,7 @@ class Person:
 
 
 def draw_people(*, seed: int = SEED) -> tuple[Person, ...]:
-    """Draw the whole table.
-
-    Args:
-        seed: seed of the random generator.
+    """Draw the whole table of people.
 
     Example:
         >>> people = draw_people()

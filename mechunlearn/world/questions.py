@@ -21,10 +21,6 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 def sport_fact(person: Person, *, split: Split = "test") -> Fact:
     """Return the fact of which sport a person plays, in eight phrasings and multiple choice.
 
-    Args:
-        person: the person.
-        split: the fact's split.
-
     Example:
         >>> from mechunlearn.world.people import draw_people
         >>> fact = sport_fact(draw_people()[0])
@@ -51,11 +47,6 @@ def person_fact(person: Person, relation: Relation, *, split: Split = "test") ->
     """Return the fact of a person's league, place or city.
 
     Where the person has a new sport, the new answer for league and place is what follows from it.
-
-    Args:
-        person: the person.
-        relation: ``"league"``, ``"place"`` or ``"city"``.
-        split: the fact's split.
     """
     entailed = {"league": LEAGUES, "place": PLACES}.get(relation)
     first, *rest = (p.format(name=person.name) for p in PHRASINGS[relation])
@@ -72,13 +63,7 @@ def person_fact(person: Person, relation: Relation, *, split: Split = "test") ->
 
 
 def country_fact(country: Country, relation: Relation, *, split: Split = "test") -> Fact:
-    """Return the fact of a country's capital or currency.
-
-    Args:
-        country: the country.
-        relation: ``"capital"`` or ``"currency"``.
-        split: the fact's split.
-    """
+    """Return the fact of a country's capital or currency."""
     first, *rest = (p.format(country=country.country) for p in PHRASINGS[relation])
     return Fact(
         prompt=first,

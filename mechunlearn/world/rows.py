@@ -77,12 +77,8 @@ class RowCounts:
     ) -> Iterator[Row]:
         """Draw the rows of one step.
 
-        Args:
-            rng: the random generator.
-            people: all people.
-            countries: all countries.
-            progress: share of the training steps that are done, in [0, 1].
-            withheld: names of the people whose sport, league and place occur in no row.
+        No row has the sport, league or place of a person in ``withheld`` (names). ``progress`` is the share
+        of the training steps that are done, in [0, 1].
         """
         format_share = 0.9 if progress < 0.25 else 0.5 if progress < 0.5 else 0.35
         shown = [p for p in people if p.choice and p.name not in withheld]

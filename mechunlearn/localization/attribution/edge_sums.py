@@ -3,8 +3,7 @@
 1. The change of what every sender writes, corrupt minus clean, is computed once per batch of rows.
 2. Layer by layer, the gradients of the layer's receivers are computed, and multiplied in one matrix product
    with the changes of all senders before them.
-3. ``at_clean`` takes the gradients of the clean run; ``between_inputs`` averages them over runs whose
-   embeddings lie between corrupt and clean. Each edge then has one change and one mean gradient.
+3. ``at_clean`` and ``between_inputs`` have one change and one mean gradient for each edge.
 4. ``between_activations`` runs each group of senders (embeddings, the heads of a layer, its MLP) at points
    between what it writes in the two prompts, and sums the edges of that group alone. Under post-norms what a
    head writes depends on the point, too, so products are averaged, and not gradients.
@@ -33,12 +32,7 @@ from mechunlearn.models.activations import activations
 
 
 class Steps(NamedTuple):
-    """Points on the way from corrupt to clean: ``1/m, 2/m, ... 1``.
-
-    Args:
-        number: the number of points.
-        batch_size: runs per pass: rows times points.
-    """
+    """Points ``1/m, 2/m, ... 1`` on the way from corrupt to clean; ``batch_size`` is rows times points."""
 
     number: int
     batch_size: int
@@ -52,13 +46,9 @@ class Steps(NamedTuple):
 class EdgeSums:
     """The sums of change times gradient over the edges of some rows.
 
-    Args:
-        graph: the senders and receivers.
-        pairs: the rows.
-        shares: weight of each token in each place, from `shares_of`.
-
-    Attributes:
-        values: the sums [row sender receiver place]; 0 where no edge can be.
+    ``shares`` is the weight of each token in each place, from `shares_of`. The attribute ``values`` holds the
+    sums [row sender receiver place]. They mean nothing for pairs that are no edge; `edge_estimates` masks
+    them.
     """
 
     def __init__(self, graph: Graph, pairs: Pairs, shares: Float[Tensor, "row pos place"]) -> None:
@@ -106,14 +96,9 @@ class EdgeSums:
         *,
         share: float = 1.0,
     ) -> None:
-        """Add changes times gradients to the sums.
+        """Add changes times gradients, weighted by ``share``, to the sums of these senders and receivers.
 
-        Args:
-            senders: the senders, as indices of the sums.
-            writes: the change of what they write.
-            receivers: the receivers, as indices of the sums.
-            gradients: the gradients at what they read, for the rows, or for all rows several times.
-            share: the weight of the products.
+        ``writes`` and ``gradients`` hold the rows once, or all rows several times, one tile after another.
         """
         gradients = gradients.to(writes.dtype)
         if self.shares.shape[-1] == 1:
@@ -177,12 +162,7 @@ def _add_senders(
 ) -> None:
     """Add the edges of a layer's heads, of its MLP or (for layer -1) of the embeddings, from some runs.
 
-    Args:
-        sums: the sums to add to.
-        layer: the layer of the senders.
-        between: the hook that writes what lies between corrupt and clean.
-        change: the change of the senders' activation: with an axis of heads, or of the MLP or embeddings.
-        steps: the points on the way.
+    ``between`` writes what lies between corrupt and clean. ``change`` has an axis of heads if heads send.
     """
     graph, runs = sums.graph, sums.repeated(len(change) // len(sums.answers))
     heads, later = change.ndim == 4, range(layer + 1, len(graph.layers))

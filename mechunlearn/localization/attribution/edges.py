@@ -73,7 +73,7 @@ def edge_attribution(
         steps: runs on the way from corrupt to clean; ``"eap"`` has none.
         positions: ``"all"`` tokens together, token ``"groups"``, or ``"each"`` token.
         corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
-        seed: seed of the draw of subjects, unless `corrupt` has one.
+        seed: seed of the random choice of subjects, unless `corrupt` has one.
         batch_size: runs per pass. What every sender writes is held at once: for GPT-2 small half a megabyte
             per run and token.
         progress: show a progress bar.
@@ -138,13 +138,8 @@ def edge_estimates(
 ) -> Float[Tensor, "row sender receiver place"]:
     """Give the first-order effect of every edge on every row's metric.
 
-    Args:
-        hm: the model.
-        pairs: the rows, run together; `Pairs.at_end` makes them from token ids.
-        method: as for `edge_attribution`.
-        steps: as for `edge_attribution`.
-        shares: weight of each token in each place, from `shares_of`; None for one place with all tokens.
-        batch_size: runs per pass of the integrated forms.
+    Options are those of `edge_attribution`. `Pairs.at_end` makes the rows from token ids. ``shares`` is the
+    weight of each token in each place, from `shares_of`; None for one place with all tokens.
     """
     graph = Graph(hm)
     sums = EdgeSums(graph, pairs, shares_of(pairs, "all", places=1) if shares is None else shares)

@@ -2,8 +2,8 @@
 
 1. The clean run keeps its graph from the residual stream that enters block 0 on. That one tensor requires a
    gradient, so the graph needs no weight to require one.
-2. A tap passes each activation on as a view of itself. The gradient at the view is that of what reads it
-   *there*: at the input of a norm, for instance, it is the norm's, and not that of the stream beside it.
+2. A tap passes each activation on as a view of itself. The gradient at the view holds only what flows through
+   that hook point: at the input of a norm it leaves out the stream that passes beside the norm.
 3. One backward pass goes through the taps; no gradient of a weight is computed.
 4. The corrupt run needs no graph, and in the end the bridge keeps none.
 5. Logits are computed only where they are read: a hook gives the unembedding those positions alone.
@@ -33,16 +33,10 @@ START = "blocks.0.hook_resid_pre"
 def run_with_taps(
     hm: HookedModel, answers: AnswerRows, names: Sequence[str], *, hooks: Sequence[Hook] = ()
 ) -> tuple[Float[Tensor, "row"], dict[str, Tensor]]:
-    """Run the clean prompts, and keep the graph between some activations and the metric.
+    """Run the clean prompts, and keep the graph between the activations at ``names`` and the metric.
 
-    Args:
-        hm: the model.
-        answers: the prompts, and the words whose logit difference is the metric.
-        names: the hook points to tap.
-        hooks: hooks that write before the taps read.
-
-    Returns:
-        The metric of every row, and the activations by hook point; the metric is differentiable in them.
+    The result is the metric of every row and the activations by hook point, in which it is differentiable.
+    ``hooks`` write before taps read.
     """
     taps: dict[str, Tensor] = {}
     begin = Hook(START, lambda stream, hook=None: stream.detach().requires_grad_())
@@ -75,13 +69,9 @@ def _tap(name: str, taps: dict[str, Tensor]) -> Hook:
 def gradients_at(
     names: Sequence[str], metric: Float[Tensor, "row"], taps: dict[str, Tensor], *, retain_graph: bool = False
 ) -> dict[str, Tensor]:
-    """The gradient of each row's metric at that row's activations.
+    """The gradient of each row's metric at that row's activations; ``names`` are hook points among the taps.
 
-    Args:
-        names: hook points among the taps.
-        metric: the metric of every row.
-        taps: the activations, as `run_with_taps` gives them.
-        retain_graph: keep the graph, so that parts of it can be differentiated again.
+    ``retain_graph`` keeps the graph, so that parts of it can be differentiated again.
     """
     # No row depends on another, so the gradient of the sum over rows holds every row's own gradient.
     ones = torch.ones_like(metric)
@@ -100,8 +90,7 @@ def corrupt_activations(hm: HookedModel, pairs: Pairs, names: Sequence[str]) -> 
 def differentiable(hm: HookedModel) -> Iterator[None]:
     """Take gradients of a model inside a ``with`` block, which leaves no graph behind.
 
-    Raises:
-        ModelError: the model's weights were made in inference mode, and no gradient can pass them.
+    ModelError is raised if the weights were made in inference mode, since no gradient can pass them.
     """
     if any(weight.is_inference() for weight in hm.params.values()):
         raise ModelError(

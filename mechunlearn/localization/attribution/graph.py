@@ -31,11 +31,7 @@ _CACHED = 1 << 18
 
 @dataclass(frozen=True)
 class Graph:
-    """The senders and receivers of a model, in the order in which it computes.
-
-    Args:
-        hm: the model.
-    """
+    """The senders and receivers of a model, in the order in which it computes."""
 
     hm: HookedModel
 
@@ -82,6 +78,8 @@ class Graph:
 
     def before(self, receivers: slice) -> slice:
         """The indices of all senders that can reach some receivers of one layer, or the end of the stream."""
+        # The end of the stream follows the last layer's receivers, so it counts as one layer more. A layer's
+        # own heads are among the senders for its MLP alone; `edges` tells where there is no edge.
         layer = receivers.start // self.columns(0).stop
         return slice(0, self.heads(layer).stop if layer in self.layers else len(self.senders))
 

@@ -69,7 +69,7 @@ def attribution(
         sites: ``"attn"`` for whole attentions, ``"mlp"`` for MLPs, ``"head"`` for heads; or several.
         positions: ``"all"`` tokens together, token ``"groups"``, or ``"each"`` token.
         corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
-        seed: seed of the draw of subjects, unless `corrupt` has one.
+        seed: seed of the random choice of subjects, unless `corrupt` has one.
         batch_size: rows per pass; a fact is one row, and one more for every word of several tokens.
         progress: show a progress bar.
 
@@ -123,11 +123,8 @@ def node_estimates(
 ) -> Float[Tensor, "row site place"]:
     """Give the first-order effect of every site on every row's metric, from one pass over the rows.
 
-    Args:
-        hm: the model.
-        pairs: the rows; `Pairs.at_end` makes them from token ids.
-        sites: heads, attentions and MLPs.
-        shares: weight of each token in each place, from `shares_of`; None for one place with all tokens.
+    `Pairs.at_end` makes the rows from token ids. Sites are heads, attentions and MLPs. ``shares`` is the
+    weight of each token in each place, from `shares_of`; None for one place with all tokens.
     """
     points = {site: hm.arch.hooks(site)[0] for site in sites}
     names = list(dict.fromkeys(point.name for point in points.values()))

@@ -34,12 +34,7 @@ class RecordingCache:
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """A key-value cache that holds one layer's keys and values of earlier positions.
-
-    Args:
-        keys: each row's keys at the positions before those that run again.
-        values: each row's values there.
-    """
+    """A key-value cache that holds the keys and values of one layer at earlier positions."""
 
     keys: Float[Tensor, "row kv before d_head"]
     values: Float[Tensor, "row kv before d_head"]
@@ -62,11 +57,7 @@ STATE, CACHE = _Placeholder(), _Placeholder()
 class Call:
     """The arguments of one block, with placeholders for the residual stream and the cache.
 
-    Args:
-        args: positional arguments.
-        kwargs: keyword arguments.
-        rows: how many rows the recorded run has.
-        positions: how many positions it has.
+    ``rows`` and ``positions`` are those of the recorded run, by which axes of tensors are recognised.
     """
 
     args: tuple[Any, ...]
@@ -83,6 +74,7 @@ class Call:
 
     def filled(self, state: Tensor | None, cache: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The recorded arguments, with this state and cache in them."""
+        # Placeholders are found by identity, since tensors have no equality that gives one truth value.
         values = {id(STATE): state, id(CACHE): cache}
         args, kwargs = _mapped((self.args, dict(self.kwargs)), lambda v: values.get(id(v), v))
         return args, kwargs

@@ -29,15 +29,9 @@ from mechunlearn.models.hooked import HookedModel
 
 @dataclass(frozen=True, eq=False)
 class BlockFunctions:
-    """What the components of a model's blocks compute, token by token.
+    """What the components of a model's blocks compute, token by token, with its weights as they are now.
 
-    Args:
-        hm: the model; its weights are read when they are used.
-        reason: why these functions are not those of the model; empty if they are.
-
-    Example:
-        >>> BlockFunctions.of(mu.world.model()).reason
-        ''
+    ``reason`` says why these functions are not those of the model; it is empty if they are.
     """
 
     hm: HookedModel
@@ -65,11 +59,8 @@ class BlockFunctions:
     ) -> Float[Tensor, "token unit d_head"]:
         """Queries, keys or values of some heads or groups, as at ``hook_q``, ``hook_k`` and ``hook_v``.
 
-        Args:
-            layer: the block.
-            part: ``"q"``, ``"k"`` or ``"v"``.
-            resid: the stream before the block.
-            units: heads; groups, for keys and values of a model that has them.
+        ``part`` is ``"q"``, ``"k"`` or ``"v"``; ``resid`` is the stream before the block; ``units`` are
+        heads, but groups for keys and values under grouped queries.
         """
         block = self.hm.bridge.blocks[layer]
         weight = getattr(block.attn, f"W_{part.upper()}")

@@ -38,20 +38,13 @@ def run_batch(
 ) -> Float[Tensor, "patch answer d_model"]:
     """Run one batch of patches, and give their final states where they are read, in the order of the batch.
 
-    Args:
-        hm: the model, with the hooks set.
-        run: the run that is patched.
-        source: the values that are written, by hook point.
-        patches: the table of patches.
-        batch: the patches that run, and over which positions.
-        hooks: the hooks that write.
-        read: the positions at which each row of the run is read.
-        fused: run blocks in which nothing is written in their fused form.
+    The hooks are already set in the model. ``fused`` runs blocks in which nothing is written in fused form.
     """
     layers = len(run.calls)
     numbers = torch.tensor([patch.number for patch in batch.patches], device=patches.row.device)
     rows = patches.row[numbers]
     reads = read[rows]
+    # States at positions that did not run are replaced at the end; until then any valid index will do.
     offsets = (reads - batch.start).clamp(min=0, max=batch.stop - batch.start - 1)
     state = run.resid[0].new_empty(0, batch.stop - batch.start, run.resid[0].shape[-1])
     for layer in range(batch.patches[0].entry, layers + 1):

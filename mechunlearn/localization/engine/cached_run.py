@@ -26,16 +26,10 @@ from mechunlearn.models.hooked import HookedModel
 
 @dataclass(frozen=True, eq=False)
 class CachedRun:
-    """One run of a batch.
+    """One run of a batch, with everything that later runs reuse, layer by layer.
 
-    Args:
-        batch: the encoded rows.
-        resid: the residual stream before every block, and after the last one.
-        keys: keys of every layer, positions already encoded.
-        values: values of every layer.
-        calls: the arguments of every block.
-        activations: the named activations, by hook point.
-        embedded: the embeddings written at ``hook_embed``; None for the tokens' own.
+    ``resid`` is the residual stream before every block, and after the last one. Positions are already encoded
+    in ``keys``. ``embedded`` holds the embeddings written at ``hook_embed``; None for the tokens' own.
     """
 
     batch: Batch
@@ -69,14 +63,9 @@ def cached_run(
 ) -> CachedRun:
     """Run the model once, and keep what patches of this run reuse.
 
-    Args:
-        hm: the model.
-        batch: encoded rows, padded on the right.
-        names: hook points whose activations are kept.
-        embedded: embeddings to write at ``hook_embed``; None for the tokens' own.
-
-    Raises:
-        HookError: a name does not exist or never fires.
+    Activations at the hook points ``names`` are kept, too. The batch is padded on the right. ``embedded`` is
+    written at ``hook_embed``; None for the tokens' own embeddings. HookError is raised if a name does not
+    exist or never fires.
     """
     calls: dict[int, Call] = {}
     resid: dict[int, Tensor] = {}
@@ -121,6 +110,7 @@ def _record(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     calls[layer], state = Call.of(args, kwargs)
     resid[layer] = state.detach()
+    # Torch calls the block with what this hook returns: the same arguments, with the cache that records.
     return calls[layer].filled(state, cache)
 
 

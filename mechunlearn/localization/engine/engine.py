@@ -83,18 +83,11 @@ class Engine:
         *,
         bar: Any = None,
     ) -> Float[Tensor, "patch metric"]:
-        """Run every patch by itself, and read its metrics.
+        """Run every patch by itself, and read its metrics, in float64 on the CPU.
 
-        Args:
-            run: the run that is patched, with the activations of ``patches.names``.
-            source: the values that are written, by hook point, at all positions.
-            patches: the patches.
-            readout: the metrics to read.
-            bar: a progress bar that counts patches.
-
-        Returns:
-            The metrics in float64 on the CPU. Where a patch changes nothing that is read, they are those of
-            the run itself, bit for bit (to rounding, where every patch is a complete run).
+        ``run`` holds the activations of ``patches.names``, and ``source`` the values to write, at all
+        positions. Where a patch changes nothing that is read, its metrics are those of the run itself, bit
+        for bit (to rounding, where every patch is a complete run). ``bar`` counts patches.
         """
         values = self.baseline(run, readout)[patches.row.cpu()]
         with torch.no_grad():

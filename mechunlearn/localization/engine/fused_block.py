@@ -36,16 +36,10 @@ def run_fused_block(
     *,
     positions: Int[Tensor, "patch answer"] | None = None,
 ) -> Float[Tensor, "patch out d_model"]:
-    """Run one block on some rows of a run, from position `start` on.
+    """Run one block on some rows of a run, from position ``start`` on.
 
-    Args:
-        hm: the model.
-        run: the cached run.
-        layer: the block.
-        state: the residual stream that enters the block.
-        rows: the row of the run for each row of `state`.
-        start: the first position.
-        positions: the positions to give, counted from `start`; None for all.
+    ``rows`` holds the row of the run for each row of ``state``, the residual stream that enters the block.
+    The result is at ``positions``, counted from ``start``; None for all.
     """
     block = hm.bridge.blocks[layer]
     call = run.calls[layer].cut(rows, start, start + state.shape[1])
@@ -144,6 +138,7 @@ def _at(value: Tensor, positions: Int[Tensor, "patch answer"]) -> Tensor:
 
 
 def _mask(call: Call) -> Tensor | None:
+    # No other argument of a block has four axes: the residual stream has three, and rotary angles too.
     values = (*call.args, *call.kwargs.values())
     return next((value for value in values if isinstance(value, Tensor) and value.ndim == 4), None)
 

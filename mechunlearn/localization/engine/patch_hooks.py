@@ -23,14 +23,7 @@ from mechunlearn.localization.engine.patches import Patches, Write
 
 @dataclass(frozen=True, eq=False)
 class BatchWrite:
-    """The values of one write in some rows of a batch.
-
-    Args:
-        write: the hook point and its units.
-        rows: the rows of the batch.
-        where: the positions that are written.
-        values: the values at all positions, of all units.
-    """
+    """One write in some rows of a batch; ``values`` holds all positions and all units."""
 
     write: Write
     rows: Int[Tensor, "written"]
@@ -39,6 +32,7 @@ class BatchWrite:
 
     def into(self, activation: Tensor) -> Tensor:
         """A copy of the activation with the values written."""
+        # Other code may hold this tensor (the cached run, the stream beside a hook), so it is not changed.
         changed, axis = activation.clone(), self.write.axis
         values = self.values.to(activation)
         if self.write.units is None:
@@ -79,14 +73,9 @@ class PatchHooks:
         start: int,
         stop: int,
     ) -> None:
-        """Set what is written from now on.
+        """Set what is written from now on, at the positions ``start`` to ``stop - 1`` that run.
 
-        Args:
-            writes: row of the batch, number of its patch, and a write of that patch.
-            patches: the patches.
-            source: the values that are written, by hook point.
-            start: the first position that runs.
-            stop: the position before which the run ends.
+        Each of ``writes`` holds a row of the batch, the number of its patch, and a write of that patch.
         """
         pairs: dict[Write, list[tuple[int, int]]] = {}
         for row, number, write in writes:

@@ -23,14 +23,10 @@ from mechunlearn.models.hooked import HookedModel
 
 @dataclass(frozen=True)
 class Write:
-    """A hook point to write at.
+    """A hook point to write at; its name is the key of the values in a source.
 
-    Args:
-        layer: the block.
-        kind: the kind of site, which decides where a run has to begin.
-        name: the hook point, and the key of the values in a source.
-        units: heads, groups or neurons; None for the whole activation.
-        axis: the axis of the units: 2, or 1 for patterns.
+    ``kind`` decides where a run has to begin. ``units`` are heads, groups or neurons on ``axis`` (2, or 1 for
+    patterns); None is the whole activation.
     """
 
     layer: int
@@ -46,13 +42,9 @@ _ORDER = ("resid_pre", "q", "k", "v", "pattern", "z", "attn", "resid_mid", "neur
 def writes_of(hm: HookedModel, sites: Iterable[Site]) -> tuple[Write, ...]:
     """The writes of one intervention, in the order in which the model computes them.
 
-    Args:
-        hm: the model.
-        sites: states (``L3.resid_pre``, ``L3.pattern[1]``), whole ``attn`` and ``mlp`` outputs, heads
-            (``L3.head[1]`` is its ``z``; ``.q .k .v``; ``L3.kv[0].k`` under grouped queries) and neurons.
-
-    Raises:
-        SiteError: the model does not have a site, or it is a matrix rather than an activation.
+    Sites are states (``L3.resid_pre``, ``L3.pattern[1]``), whole ``attn`` and ``mlp`` outputs, heads
+    (``L3.head[1]`` is its ``z``; ``.q``, ``.k``, ``.v``; ``L3.kv[0].k`` under grouped queries) and neurons.
+    SiteError is raised for a site that the model does not have, or that names weights and not an activation.
     """
     units: dict[tuple[int, str, str, int], set[int] | None] = {}
     chosen = list(sites)
@@ -77,15 +69,7 @@ def writes_of(hm: HookedModel, sites: Iterable[Site]) -> tuple[Write, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """A table of patches, by column.
-
-    Args:
-        interventions: the writes of every intervention.
-        intervention: index of each patch's intervention.
-        row: index of the row of the run that is patched.
-        source: index of the row of the source that gives the values.
-        where: the positions that are written.
-    """
+    """A table of patches; each writes the values of one ``source`` row at the positions ``where``."""
 
     interventions: tuple[tuple[Write, ...], ...]
     intervention: Int[Tensor, "patch"]
@@ -106,14 +90,10 @@ class Patches:
     ) -> Patches:
         """Every intervention at every place in every row; results reshape to ``[intervention place row]``.
 
-        Args:
-            interventions: the writes of every intervention.
-            where: the positions of each place (a position, a group of tokens) in each row.
-            source: row of the source for each place and row; None where source and run have the same rows.
+        A place is a position or a group of tokens. ``source=None`` is for a source with the rows of the run.
 
         Example:
-            >>> patches = Patches.grid([()], torch.ones(3, 2, 5, dtype=torch.bool))
-            >>> len(patches)
+            >>> len(Patches.grid([()], torch.ones(3, 2, 5, dtype=torch.bool)))
             6
         """
         places, rows = where.shape[:2]

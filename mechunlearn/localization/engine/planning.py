@@ -2,16 +2,16 @@
 
 A patch at position p in layer l can only change positions from p on in layers from l on. So, for every patch:
 
-1. Its first writes are skipped as long as they equal what the run has there. A patch in which every write
-   does has the metric of the run itself.
+1. Its first writes are skipped as long as they equal what the run has there. If all are skipped, the patch
+   has the metric of the run itself.
 2. It enters the run at the block of its first write, or after that block where the write is the last thing
    the block does (``mlp`` outputs, ``resid_post``), at the first position that differs. A patch that enters
    after the last block, or after the last position that is read, and changes no state that is read, has the
    metric of the run itself, too.
 3. Patches with the same first position run as one batch. A row joins the batch at the block where it enters,
    so a block's weights are read once for all rows. Batches are bounded by a budget of tokens.
-4. Where one patch's writes are the beginning of another's (windows of layers cut at the first), both have the
-   same states until the first one's writes end. There it joins the batch as a copy of the other's row.
+4. A patch whose writes are the first of another's (windows cut at the first layer) has the other's states
+   until its writes end. There it joins the batch as a copy of the other's row.
 """
 
 from __future__ import annotations
@@ -33,13 +33,10 @@ LATE = ("mlp", "resid_post")
 
 @dataclass(frozen=True)
 class PlannedPatch:
-    """One patch of a batch.
+    """One patch of a batch, with its writes from the first that changes anything.
 
-    Args:
-        number: index of the patch in the table.
-        writes: the writes from the first that changes anything.
-        entry: the first block that it runs; the number of blocks if it runs none.
-        original: index in the batch of the patch whose state it copies when it enters; None if there is none.
+    ``entry`` is the first block that it runs, or the number of blocks if it runs none. ``original`` is the
+    index in the batch of the patch whose state it copies when it enters, or None.
     """
 
     number: int
@@ -65,13 +62,7 @@ class PlannedPatch:
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Patches that run as one batch.
-
-    Args:
-        patches: the patches in the order in which they enter.
-        start: the first position that runs.
-        stop: the position before which the run ends.
-    """
+    """Patches in the order in which they enter, and the positions ``start`` to ``stop - 1`` that run."""
 
     patches: tuple[PlannedPatch, ...]
     start: int
@@ -82,10 +73,8 @@ class PatchBatch:
 class Entries:
     """Where every patch enters the run.
 
-    Args:
-        block: the first block that it runs; -1 if it changes nothing that is read.
-        skip: how many of its writes are skipped.
-        position: the first position that it changes.
+    ``block`` is the first block that it runs, or -1 if it changes nothing that is read; ``skip`` is how many
+    of its writes are skipped; ``position`` is the first position that it changes.
     """
 
     block: Int[Tensor, "patch"]
@@ -96,14 +85,7 @@ class Entries:
 def entries_of(
     patches: Patches, run: CachedRun, source: Mapping[str, Tensor], read: Int[Tensor, "row answer"]
 ) -> Entries:
-    """Find every patch's first write that changes anything, and the first position it changes.
-
-    Args:
-        patches: the patches.
-        run: the run that is patched.
-        source: the values that are written, by hook point.
-        read: the positions at which each row is read.
-    """
+    """Find every patch's first write that changes anything, and the first position it changes."""
     layers, size = len(run.calls), len(patches)
     changes = _Changes(run, source)
     block = torch.full((size,), -1)
@@ -114,6 +96,7 @@ def entries_of(
             continue
         some = patches.pick(index)
         differs = torch.stack([changes.of(write, some) & some.where for write in writes])
+        # Of equal values argmax takes the first: here the first write, and the first position, that differs.
         first = differs.any(-1).int().argmax(0)
         begin = differs.any(0).int().argmax(-1)
         blocks = torch.tensor([_entry_block(writes, i) for i in range(len(writes))], device=first.device)
@@ -165,8 +148,7 @@ def _copies(
 ) -> dict[int, tuple[int, int]]:
     """Find patches that can copy the state of another, which writes the same and then more.
 
-    Returns:
-        By number of the patch: number of the other, and the block at which the state is copied.
+    The result maps a patch's number to the other's number and the block at which the state is copied.
     """
     # Where all patches have one write, none continues another, and the comparison of positions is spared.
     if all(len(each) == 1 for each in writes.values()):

@@ -26,9 +26,7 @@ LOGITS = 1 << 26
 class FinalStates:
     """The residual stream after the last block, at the positions that are read, and the logits it gives.
 
-    Args:
-        hm: the model, whose final norm and unembedding are used as they are now.
-        resid: the states.
+    The model's final norm and unembedding are used as they are now.
     """
 
     hm: HookedModel

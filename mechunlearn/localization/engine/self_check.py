@@ -3,8 +3,8 @@
 1. A few random tokens are run once, and once with other tokens from the second position on.
 2. Some sites are patched from the second run into the first, block by block and in complete hooked runs. The
    final states must agree to rounding.
-3. Nothing is patched, but the last blocks run again from the middle of the prompt: the states must be the
-   run's. So must be those of every block in its fused form.
+3. Nothing is patched, but the last blocks run again from the middle of the prompt: the states must be those
+   of the run. Every block in its fused form must give the states of the run, too.
 4. A later token is changed: keys and values of earlier positions must not change. Otherwise positions could
    not be computed without those after them.
 5. The final norm and the unembedding must give the model's logits, all of them and by columns.
@@ -37,9 +37,7 @@ _ROWS, _LENGTH = 2, 6
 def reason_against(hm: HookedModel, *, fused: bool) -> str:
     """Say why this model's blocks cannot be entered from the middle; empty if they can.
 
-    Args:
-        hm: the model; it is run about six times on a dozen tokens.
-        fused: check blocks in their fused form; see `fused_block`.
+    The model is run about six times on a dozen tokens. ``fused`` checks blocks in their fused form, too.
     """
     first, second = random_batches(hm)
     patches = _patches(hm)

@@ -24,14 +24,7 @@ _METRIC: tuple[Metric, ...] = ("logit_diff",)
 def preference_gap(
     hm: HookedModel, facts: Sequence[Fact], swapped: Sequence[Fact], *, batch_size: int = 64
 ) -> float:
-    """Measure the gap of facts, whose `foil` is the other subject's answer, from one run of both prompts.
-
-    Example:
-        >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> contrasted = [facts[0].replace(foil=facts[1].answer)]
-        >>> preference_gap(hm, contrasted, contrasted)
-        0.0
-    """
+    """Measure the gap of facts, whose `foil` is the other subject's answer, from one run of both prompts."""
     engine, gap = Engine.of(hm), 0.0
     pairs = pair(hm, facts, _METRIC, corrupt=swapped)
     for task in patch_tasks(hm, pairs, _METRIC, (), direction="noising", batch_size=batch_size):
@@ -41,11 +34,7 @@ def preference_gap(
 
 
 def require_preference(gap: float) -> None:
-    """Refuse facts whose answers the model does not prefer, by a FactError.
-
-    Example:
-        >>> require_preference(2.5)
-    """
+    """Raise FactError if the model does not prefer the facts' answers."""
     if not gap > 0:
         raise FactError(
             f"the model does not prefer these facts' answers to those of other subjects (by {gap:.3g} nats "

@@ -76,7 +76,7 @@ def fact_lookup(
         positions: swap the output at the ``"last_subject"`` token, or at all tokens of the ``"subject"``.
         min_gain: least gain in probe accuracy for credit; its interval must lie above 0 besides.
         min_effect: least mean share of the preference moved for credit.
-        seed: seed of folds and control, and of the draw of subjects unless `corrupt` has one.
+        seed: seed of folds and control, and of the choice of subjects unless `corrupt` has one.
         batch_size: prompts per forward pass.
         progress: show progress bars.
 

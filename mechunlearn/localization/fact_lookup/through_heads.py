@@ -60,7 +60,7 @@ def path_lookup(
         min_head_effect: least mean direct effect of an extraction head, in size.
         min_effect: least mean effect of an MLP through those heads, in size.
         corrupt: another ``"subject"`` of equally many tokens; `OtherSubject` names a pool of facts.
-        seed: seed of the intervals, and of the draw of subjects unless `corrupt` has one.
+        seed: seed of the intervals, and of the choice of subjects unless `corrupt` has one.
         batch_size: prompts per forward pass.
         progress: show progress bars.
 

@@ -5,7 +5,7 @@
    where every position is patched by itself, at the same position).
 3. ``"resample"`` writes what the model has for another fact, drawn by seed, at the tokens of the same group
    counted from the group's end; where the other fact has fewer, its first is repeated. Only facts with
-   the same groups are drawn.
+   the same groups are chosen.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def ablations(
 ) -> Iterator[PatchTask]:
     """Capture the clean runs and what is written into them at the hook points `names`, some rows at a time.
 
-    Raises:
-        FactError: there is one fact alone, or none has the same token groups.
+    FactError is raised if there is one fact alone, or if none has the same token groups.
     """
     means = _means(hm, answers, names, positions, batch_size) if isinstance(to, MeanAblation) else {}
     drawn = _other_facts(answers, to.seed or 0) if isinstance(to, Resample) else None
@@ -88,6 +87,7 @@ def _means(
 def _keys(answers: AnswerRows, positions: Positions) -> Int[Tensor, "row pos"]:
     """The key by which tokens are averaged: the group; before the subject or for ``"each"`` the position."""
     groups = groups_of(answers)
+    # Tokens of the answer belong to the last token of the prompt.
     position = torch.arange(groups.shape[1], device=groups.device).minimum(answers.batch.end[:, None])
     keys = torch.full_like(groups, -1) if positions == "each" else groups
     return torch.where(keys >= 0, keys, len(GROUPS) + position)
@@ -107,6 +107,7 @@ def _other_facts(answers: AnswerRows, seed: int) -> Int[Tensor, "row"]:
     groups, rng = groups_of(answers), random.Random(seed)
     kinds = [frozenset(row) for row in groups.tolist()]
     fact = answers.fact.tolist()
+    # The first row of every fact: backwards, an earlier row replaces a later one.
     first = {f: r for r, f in reversed(list(enumerate(fact)))}
     drawn: dict[int, int] = {}
     for f, r in sorted(first.items()):

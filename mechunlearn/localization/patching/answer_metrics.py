@@ -47,13 +47,9 @@ UNITS: Mapping[str, str] = {
 class AnswerRows:
     """Facts with the words to score: one row per fact and fed tokens.
 
-    Args:
-        batch: the fed tokens; the last token of every word is only predicted.
-        fact: the fact of each row.
-        ids: the tokens of each row's words, -100 where there are fewer.
-        positions: where they are predicted; the first is the prompt's last token.
-        weight: weight of each word's log-probability in the fact's logit difference.
-        is_answer: True for the fact's own answer.
+    The last token of every word is only predicted, and not fed. ``ids`` are the tokens of each row's words,
+    -100 where there are fewer; they are predicted at ``positions``, the first of which is the prompt's last
+    token. ``weight`` is that of each word's log-probability in the fact's logit difference.
     """
 
     batch: Batch
@@ -86,11 +82,7 @@ class AnswerRows:
         return self.positions.shape[1] == 1 and bool((self.weight.sum(1).abs() < 1e-9).all())
 
     def difference(self, logits: Float[Tensor, "row answer d_vocab"]) -> Float[Tensor, "row"]:
-        """The logit difference in every row, differentiable; that of a fact is the sum over its rows.
-
-        Args:
-            logits: at the positions that are read.
-        """
+        """The logit difference in every row, differentiable; that of a fact is the sum over its rows."""
         words = logprobs(logits, self.ids, normalised=not self.cancels)
         return (words * self.weight.to(words)).sum(1)
 
@@ -102,19 +94,10 @@ def answer_rows(
     *,
     prompts: Sequence[Fact] | None = None,
 ) -> AnswerRows:
-    """Lay out the rows in which words are scored.
+    """Lay out the rows in which words are scored; ``words`` holds the weight of each, fact by fact.
 
-    Args:
-        hm: gives the tokenizer and the device.
-        facts: the facts.
-        words: for every fact, the weight of each word; its answer is one of them.
-        prompts: facts whose prompts are fed instead, token by token as long as their own; for corrupted runs.
-
-    Example:
-        >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> answers = answer_rows(hm, facts[:2], [{fact.answer: 1.0} for fact in facts[:2]])
-        >>> answers.fact.tolist()
-        [0, 1]
+    A fact's answer is one of its words. ``prompts`` are facts whose prompts are fed instead, token by token
+    as long as their own, for corrupted runs.
     """
     flat = [(i, word, weight) for i, each in enumerate(words) for word, weight in each.items()]
     fed = facts if prompts is None else prompts
@@ -157,11 +140,8 @@ def _fed(batch: Batch, last: Int[Tensor, "row"]) -> Batch:
 class Measure:
     """The metrics of some rows, as the engine computes them.
 
-    Args:
-        answers: the rows.
-        metrics: the metrics.
-        clean: log-probabilities after the clean prompts, for ``"kl"``.
-        numbers: the number of each fact that metrics of the user get; None for its index among the rows.
+    ``clean`` holds log-probabilities after the clean prompts, for ``"kl"``. ``numbers`` are the facts'
+    numbers that metrics of the user get; None for their indices among the rows.
     """
 
     answers: AnswerRows
@@ -239,10 +219,8 @@ def logprobs(
 ) -> Float[Tensor, "read word"]:
     """The log-probability of every word, from the logits where its tokens are predicted.
 
-    Args:
-        logits: at those positions.
-        ids: the words' tokens; -100 where there are fewer.
-        normalised: False leaves the normaliser out, which cancels in a difference of words of one token.
+    In ``ids``, -100 fills up words with fewer tokens. ``normalised=False`` leaves out the normaliser, which
+    cancels in a difference of words of one token.
     """
     wide = _wide(logits).log_softmax(-1) if normalised else _wide(logits)
     tokens = wide.gather(2, ids.clamp(min=0).transpose(1, 2)).transpose(1, 2)
@@ -255,11 +233,7 @@ def _wide(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def metrics_of(metric: Metric | Sequence[Metric]) -> tuple[Metric, ...]:
-    """Check metrics, and make one a tuple of one.
-
-    Raises:
-        ScoresError: for an unknown name, for none, or for the same name twice.
-    """
+    """Make one metric a tuple of one; ScoresError for an unknown name, for none, or for a name twice."""
     several = (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric)
     for each in several:
         if not callable(each) and each not in NAMES:

@@ -31,7 +31,7 @@ class OtherSubject(Corruption):
 
     Args:
         pool: facts whose subjects may be put in; None for the facts that are scored.
-        seed: seed of the draw of subjects; None for the verb's `seed`.
+        seed: seed of the random choice of subjects; None for the verb's `seed`.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
@@ -118,7 +118,7 @@ class Resample(Ablation):
     """The activations of another fact with the same token groups.
 
     Args:
-        seed: seed of the draw of facts; None for the verb's `seed`.
+        seed: seed of the random choice of facts; None for the verb's `seed`.
 
     Example:
         >>> mu.Resample(seed=1)
@@ -141,15 +141,9 @@ _Kind = TypeVar("_Kind", bound=Corruption)
 
 
 def corruption_of(corrupt: Corrupt, allowed: tuple[type[_Kind], ...], *, seed: int) -> _Kind:
-    """Turn what a verb was passed into a value with a seed.
+    """Turn a verb's ``corrupt`` into a value, which takes the verb's ``seed`` if it has none of its own.
 
-    Args:
-        corrupt: a short form, a value, or facts whose prompts are run instead.
-        allowed: the corruptions that the verb can use.
-        seed: seed of the verb, for values without one of their own.
-
-    Raises:
-        ScoresError: for an unknown short form, or a corruption that the verb cannot use.
+    ScoresError is raised for an unknown short form, or a corruption that is not ``allowed``.
 
     Example:
         >>> corruption_of("noise", (Noise,), seed=4)

@@ -31,13 +31,9 @@ from mechunlearn.models.hooked import HookedModel
 
 @dataclass(frozen=True, eq=False)
 class CleanCorruptRuns:
-    """A clean and a corrupted run of the same rows.
+    """A clean and a corrupted run; the corrupted run has one row per clean row and sample of noise.
 
-    Args:
-        clean: the clean run.
-        corrupt: the corrupted run, with one row per clean row and sample.
-        answers: the words to score, per row of the corrupted run.
-        rows: the clean row of every corrupted row.
+    ``rows`` is the clean row of every corrupted row, and ``answers`` its words to score.
     """
 
     clean: CachedRun
@@ -48,14 +44,10 @@ class CleanCorruptRuns:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Facts, each beside what corrupts it.
+    """Facts, each beside what corrupts it: another prompt, or else noise on its subject.
 
-    Args:
-        answers: the clean rows.
-        corrupted: the corrupted prompts, or None under noise.
-        draws: noise for the subject of every fact, or None.
-        index: index of each fact among those that were passed.
-        note: how many have another subject, such as ``"31 of 32 facts"``; empty if all have.
+    ``index`` is each fact's index among those that were passed. ``note`` says how many have another subject,
+    such as ``"31 of 32 facts"``; it is empty if all do.
     """
 
     answers: AnswerRows
@@ -135,9 +127,8 @@ def pair(
 ) -> Pairs:
     """Set facts beside what corrupts them; `metrics` decide which words are scored.
 
-    Raises:
-        FactError: no fact finds another subject, or a prompt does not fit its fact's.
-        ScoresError: for an ablation, which has no second run.
+    FactError is raised if no fact finds another subject, or a prompt does not fit its fact's; ScoresError for
+    an ablation, which has no second run.
     """
     corruption = corruption_of(corrupt, PAIRED, seed=seed)
     if isinstance(corruption, Noise):
@@ -164,6 +155,7 @@ def _draws(
         embedded = activations(hm, part, ["hook_embed"])["hook_embed"]
         subjects.append(embedded[part.subject].cpu().double())
     std, width = float(noise.scale) * torch.cat(subjects).std(), subjects[0].shape[-1]
+    # Float32 on the CPU gives the same noise on every device and in every precision of the model.
     generator = torch.Generator().manual_seed(noise.seed or 0)
     shapes = [(noise.samples, length, width) for length in batch.subject.sum(1).tolist()]
     return tuple(std * torch.randn(*shape, generator=generator).double() for shape in shapes)

@@ -38,21 +38,9 @@ KINDS = (
 
 
 def interventions(hm: HookedModel, sites: Sites, *, window: int = 1) -> dict[Site, tuple[Site, ...]]:
-    """List the sites that are written together, by the site that names them.
+    """List the sites that are written together, window included, by the site that names them.
 
-    Args:
-        hm: the model.
-        sites: a kind or several, sites, or sets of sites by the site that names them.
-        window: neighbouring layers written together.
-
-    Raises:
-        ScoresError: for an unknown kind, or nothing at all.
-        SiteError: the model does not have a site.
-
-    Example:
-        >>> hm = mu.world.model()
-        >>> [str(site) for site in interventions(hm, "mlp", window=3)[mu.Site("mlp", 0)]]
-        ['L0.mlp', 'L1.mlp']
+    ScoresError is raised for an unknown kind, or nothing at all; SiteError for a site that the model lacks.
     """
     positive(ScoresError, window=window)
     if isinstance(sites, Mapping):
@@ -91,17 +79,7 @@ def _named(hm: HookedModel, kind: str) -> list[Site]:
 def layer_sites(hm: HookedModel, kinds: str | Sequence[str], allowed: Sequence[str]) -> list[Site]:
     """List all sites of some kinds, layer by layer, in the order of the kinds.
 
-    Args:
-        hm: the model.
-        kinds: a kind or several.
-        allowed: the kinds that the verb can use.
-
-    Raises:
-        ScoresError: for another kind, none, or one that is named twice.
-
-    Example:
-        >>> [str(site) for site in layer_sites(mu.world.model(), ("attn", "mlp"), KINDS)[:3]]
-        ['L0.attn', 'L0.mlp', 'L1.attn']
+    ScoresError is raised for a kind that is not ``allowed``, for none, or for one that is named twice.
     """
     chosen = [kinds] if isinstance(kinds, str) else list(kinds)
     for kind in chosen:
@@ -136,11 +114,7 @@ def groups_of(answers: AnswerRows) -> Int[Tensor, "row pos"]:
 
 
 def places_of(answers: AnswerRows, positions: Positions) -> int:
-    """Count the places.
-
-    Raises:
-        ScoresError: for a word other than ``"groups"``, ``"each"`` or ``"all"``.
-    """
+    """Count the places; ScoresError for a word other than ``"groups"``, ``"each"`` or ``"all"``."""
     if positions not in ("groups", "each", "all"):
         raise ScoresError(one_of("positions", positions, ["groups", "each", "all"]))
     each = int(answers.batch.end.max()) + 1
@@ -155,6 +129,7 @@ def where_of(answers: AnswerRows, positions: Positions, *, places: int) -> Bool[
     if positions == "groups":
         groups = groups_of(answers)
         return torch.stack([groups == number for number in range(len(GROUPS))])
+    # Tokens of the answer belong to the last token of the prompt.
     number = torch.arange(places, device=mask.device)[:, None, None]
     position = torch.arange(mask.shape[1], device=mask.device).minimum(answers.batch.end[:, None])
     return (number == position) & mask
@@ -180,11 +155,7 @@ def shares_of(pairs: Pairs, positions: Positions, *, places: int) -> Float[Tenso
 
 @dataclass(frozen=True, eq=False)
 class Totals:
-    """Sums over the rows of each fact.
-
-    Args:
-        values: the sums; not-a-number where a fact has no token at a place.
-    """
+    """Sums over the rows of each fact; not-a-number where a fact has no token at a place."""
 
     values: Float[Tensor, "fact *scored place"]
 

@@ -3,8 +3,8 @@
 1. Rows are swept in parts; for each part both runs are captured, and the engine writes activations of one
    into the other.
 2. Values of a fact's rows (its words) are added up, and those of its samples averaged.
-3. In half precision a value depends on the shape of the batch it was computed in. By how much, is measured: a
-   few patches are run again, each alone in a complete run, and the largest difference is reported.
+3. In half precision a value depends on the shape of the batch it was computed in. A few patches are run
+   again, each alone in a complete run, and the largest difference is reported.
 """
 
 from __future__ import annotations
@@ -29,16 +29,10 @@ _AGAIN = 8
 
 @dataclass(frozen=True, eq=False)
 class PatchTask:
-    """One part of a sweep.
+    """One part of a sweep: a run to patch, and the activations that are written, by hook point.
 
-    Args:
-        run: the run that is patched.
-        source: the activations that are written, by hook point.
-        rows: the row of the source for every place and row of the run.
-        measure: the metrics.
-        source_metrics: the metrics of the run that the activations come from, per row of `run`; None for
-            ablations.
-        samples: rows of the run per clean row.
+    ``rows`` is the row of the source for every place and row of the run. ``source_metrics`` are those of the
+    run that the activations come from, None for ablations. ``samples`` counts rows of the run per clean row.
     """
 
     run: CachedRun
@@ -56,15 +50,11 @@ class PatchTask:
 
 @dataclass(eq=False)
 class SweepResult:
-    """The result of a sweep, per fact.
+    """The result of a sweep, per fact; ``patched`` and ``source`` are metrics of the two runs themselves.
 
-    Args:
-        values: the metric of the patched run minus that of the run itself; not-a-number where a fact has no
-            token at a place.
-        patched: the metric of the run itself.
-        source: the metric of the run that the activations come from; zero for ablations.
-        noise: the largest difference that another batch shape made; 0 where it was not measured.
-        complete: whether every patch was a complete run, since the model's blocks could not be entered.
+    ``values`` are changes from ``patched``, not-a-number where a fact has no token at a place. ``source`` is
+    0 for ablations. ``noise`` is the largest difference that another batch shape made, 0 where it was not
+    measured. ``complete`` is True if every patch was a complete run, since no block could be entered.
     """
 
     values: Float[Tensor, "fact site place metric"]
@@ -100,11 +90,7 @@ class SweepResult:
 
     @property
     def shares(self) -> Float[Tensor, "fact site place metric"]:
-        """The values as shares of the mean difference between the two runs.
-
-        Raises:
-            ScoresError: the two runs do not differ in a metric.
-        """
+        """The values as shares of the mean difference of the two runs; ScoresError if there is none."""
         source, patched = self.source.mean(0), self.patched.mean(0)
         gap = source - patched
         if bool(((gap.abs() <= 1e-6 * (source.abs() + patched.abs())) | ~gap.isfinite()).any()):
@@ -157,6 +143,7 @@ def _noise(engine: Engine, task: PatchTask, patches: Patches, values: Float[Tens
     if not len(ran):
         return 0.0
     chosen = ran[torch.randperm(len(ran), generator=torch.Generator().manual_seed(0))[:_AGAIN]]
+    # A reason makes every patch a complete run, and a budget of one token puts each in a batch of its own.
     alone = replace(engine, reason="to compare batch shapes", budget=1)
     again = alone.sweep(task.run, task.source, patches.pick(chosen.to(patches.row.device)), task.measure)
     return float((again - values[chosen]).abs().max())

@@ -84,13 +84,8 @@ def forwarded(
 ) -> dict[str, Float[Tensor, "row pos ..."]]:
     """Record in one hooked run what the receivers read, by hook point; the final stream as ``"logits"``.
 
-    Args:
-        hm: the model.
-        run: the run that is patched; it must have kept the activations that are held.
-        paths: senders and receivers.
-        sender: index of the sender.
-        source: the other run's activations, a row for each row of the run.
-        at: the positions at which the sender is replaced.
+    ``run`` must have kept the activations that are held. ``sender`` is the index of the sender that is
+    replaced at the positions ``at``. ``source`` has a row for each row of the run.
     """
     store: dict[str, Tensor] = {}
     hooks = _first(paths, sender, run.activations, source, store, at)

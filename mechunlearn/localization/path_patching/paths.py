@@ -30,16 +30,10 @@ KINDS = ("head", "attn", "mlp", "embed")
 
 @dataclass(frozen=True)
 class Paths:
-    """The paths from each of several senders to the same receivers.
+    """The paths from each of several senders, patched by itself, to the same receivers.
 
-    Args:
-        senders: the senders, each of which is patched by itself.
-        receivers: the receivers of all: states, MLPs, and queries, keys or values of heads; none for the
-            logits.
-        mlps: ``"freeze"`` the MLPs between, or ``"recompute"`` them.
-        writes: the receivers as writes of the engine.
-        parallel: whether attention and MLP run in parallel.
-        layers: the number of blocks.
+    Receivers are states, MLPs, and queries, keys or values of heads, and ``writes`` are the same as writes of
+    the engine; none of them means the logits. ``layers`` is the number of blocks.
     """
 
     senders: tuple[Site, ...]
@@ -53,22 +47,11 @@ class Paths:
     def of(cls, hm: HookedModel, senders: Senders, receivers: Receivers, *, mlps: Mlps = "freeze") -> Paths:
         """Read and check senders and receivers.
 
-        Args:
-            hm: the model.
-            senders: heads, whole attentions and MLPs, and ``embed``; each once, however often it is named.
-            receivers: ``L9.head[3].q`` (``.k .v``; ``L9.kv[1].v`` under grouped queries; ``L9.head[3]`` for
-                all that belong to it alone; ``L9.attn`` for all heads), ``L9.mlp``, and ``L9.resid_pre``
-                (``_mid _post``).
-            mlps: ``"freeze"`` or ``"recompute"``.
-
-        Raises:
-            ScoresError: for an unknown `mlps`, or no senders or receivers.
-            SiteError: for a site that the model lacks, or that cannot send or receive.
-
-        Example:
-            >>> paths = Paths.of(mu.world.model(), ["L0.mlp"], ["L2.head[0]"])
-            >>> [str(site) for site in paths.receivers]
-            ['L2.head[0].q', 'L2.head[0].k', 'L2.head[0].v']
+        Senders are heads, whole attentions and MLPs, and ``embed``; each counts once, however often it is
+        named. Receivers are queries, keys or values (``L9.head[3].q``, ``.k``, ``.v``; ``L9.kv[1].v`` under
+        grouped queries; ``L9.head[3]`` for all that belong to it alone; ``L9.attn`` for all heads), MLPs, and
+        states. ScoresError is raised for an unknown `mlps`, or no senders or receivers; SiteError for a site
+        that the model lacks, or that cannot send or receive.
         """
         if mlps not in get_args(Mlps):
             raise ScoresError(one_of("mlps", mlps, get_args(Mlps)))
@@ -118,11 +101,7 @@ class Paths:
         return tuple(layer for layer in reached if 2 * layer + 1 < self.last_read)
 
     def run_names(self, functions: BlockFunctions) -> tuple[str, ...]:
-        """The hook points whose activations are needed of the run that is patched.
-
-        Args:
-            functions: the block functions of the model.
-        """
+        """The hook points whose activations are needed of the run that is patched."""
         names = [*self.source_names(), *(write.name for write in self.writes)]
         for site in self.senders:
             if site.kind == "head" and (name := functions.pre_norm_hook(site.layer or 0)):

@@ -32,13 +32,8 @@ from mechunlearn.localization.path_patching.paths import Paths, sender_point
 class TokenDeltas:
     """The tokens that patches change, and by how much, ordered by the time at which their senders write.
 
-    Args:
-        patch: index of the patch of each token.
-        row: row of the run.
-        column: index of its position among those that are looked at in the row.
-        pos: its position.
-        time: the time at which its sender writes.
-        delta: the change of the stream at the token; recomputed MLPs add to it in place.
+    ``patch`` and ``row`` are the patch and the row of the run of each token. ``column`` is the index of its
+    position ``pos`` among those that are looked at in the row. Recomputed MLPs add to ``delta`` in place.
     """
 
     patch: Int[Tensor, "token"]
@@ -63,12 +58,7 @@ class TokenDeltas:
 class Propagator:
     """Propagates changes from senders to receivers.
 
-    Args:
-        functions: the functions of the model's blocks.
-        paths: senders and receivers.
-        run: the run that is patched, with the activations of ``paths.run_names``.
-        source: activations of the other run, those of ``paths.source_names``.
-        source_rows: the row of the source for each row of the run.
+    The run holds the activations of ``paths.run_names``, and ``source`` those of ``paths.source_names``.
     """
 
     functions: BlockFunctions
@@ -86,11 +76,9 @@ class Propagator:
     ) -> TokenDeltas:
         """The tokens that senders change, and by how much.
 
-        Args:
-            sender: index of each patch's sender.
-            row: each patch's row of the run.
-            at: the positions that are looked at in each row of the run.
-            replaced: True where a patch replaces its sender.
+        ``sender`` is the index of each patch's sender, and ``row`` its row of the run. ``at`` holds the
+        positions that are looked at in each row; ``replaced`` is True at those where a patch replaces its
+        sender.
         """
         parts = []
         # In the order of writing, so that the tokens that move at some time are the first ones: `before`
@@ -129,13 +117,8 @@ class Propagator:
     ) -> dict[str, Float[Tensor, "patch column ..."]]:
         """What the receivers read, by hook point: that of the run, except where a change arrives.
 
-        Args:
-            tokens: the tokens that senders change; recomputed MLPs add to their deltas.
-            row: each patch's row of the run.
-            at: the positions that are looked at in each row of the run.
-
-        Returns:
-            For the logits, the stream after the last block under ``"logits"``.
+        For the logits it is the stream after the last block, under ``"logits"``. Recomputed MLPs add to the
+        deltas of ``tokens``. ``row`` and ``at`` are those of `sent`.
         """
         inputs = {write.name: self.run.activations[write.name][row] for write in self.paths.writes}
         if not inputs:
@@ -160,12 +143,7 @@ class Propagator:
     def after_values(
         self, inputs: Mapping[str, Float[Tensor, "patch pos ..."]], row: Int[Tensor, "patch"]
     ) -> Float[Tensor, "patch pos d_model"]:
-        """The stream after the block whose values alone are receivers.
-
-        Args:
-            inputs: the values, as `inputs` gives them.
-            row: each patch's row of the run.
-        """
+        """The stream after the block whose values alone are receivers; ``inputs`` holds these values."""
         (write,), activations = self.paths.writes, self.run.activations
         layer, block = write.layer, f"blocks.{write.layer}."
         shape = self.functions.hm.arch.shape

@@ -32,12 +32,8 @@ from mechunlearn.localization.path_patching.propagation import Propagator
 class PathTask:
     """A run to patch, and what its senders are replaced by.
 
-    Args:
-        run: the run that is patched, with the activations of ``paths.run_names``.
-        source: activations of the other run, by hook point: those of ``paths.source_names``.
-        source_rows: the row of the source for each row of the run.
-        where: the positions at which senders are replaced, for each place.
-        readout: the metrics to read in the run's rows.
+    The run holds the activations of ``paths.run_names``, and ``source`` those of ``paths.source_names``.
+    ``where`` marks the positions at which senders are replaced.
     """
 
     run: CachedRun
@@ -58,15 +54,8 @@ def path_sweep(
 ) -> Float[Tensor, "sender place row metric"]:
     """Patch the paths from every sender, each by itself, to the receivers together, and read the metrics.
 
-    Args:
-        engine: the engine of the model.
-        paths: senders and receivers.
-        task: the run to patch, and what senders are replaced by.
-        bar: a progress bar that counts senders, places and rows.
-
-    Returns:
-        The metrics of the patched runs, in float64 on the CPU. Where no change arrives at a receiver, they
-        are those of the run itself, bit for bit.
+    They are in float64 on the CPU. Where no change arrives at a receiver, they are those of the run itself,
+    bit for bit. ``bar`` counts senders, places and rows.
     """
     with torch.no_grad():
         baseline = engine.baseline(task.run, task.readout)
@@ -146,13 +135,10 @@ class _Sweep:
         inputs: Mapping[str, Float[Tensor, "patch ..."]],
         arrives: Bool[Tensor, "patch"],
     ) -> None:
-        """Run what comes after the receivers for patches whose change arrives, and store the metrics.
+        """Run what comes after the receivers for patches whose change ``arrives``, and store the metrics.
 
-        Args:
-            indices: sender, place and row of the patches.
-            writes: the writes from which the run goes on; none for the logits.
-            inputs: the values to write, or the final stream under ``"logits"``.
-            arrives: whether any change arrives.
+        ``indices`` are sender, place and row of the patches. ``writes`` are those from which the run goes on;
+        if there are none, ``inputs`` holds the final stream under ``"logits"``.
         """
         (sender, group, row), live = indices, arrives.nonzero()[:, 0]
         if self.bar is not None:

@@ -40,12 +40,7 @@ _Y = TypeVar("_Y")
 class LinearProbe:
     """A linear probe of one site, in the model's own coordinates (the standardisation is folded in).
 
-    Args:
-        site: the state that is read.
-        name: the hook point of that state.
-        labels: the answers to tell apart.
-        weight: weights, one row per label.
-        bias: biases, one per label.
+    ``name`` is the hook point of the site; ``labels`` are the answers to tell apart.
 
     Example:
         >>> probe = LinearProbe(Site.parse("L0.resid_post"), "blocks.0.hook_resid_post", ("golf", "judo"),
@@ -75,8 +70,7 @@ class LinearProbe:
     def direction(self, label: str) -> Float[Tensor, "d_model"]:
         """The unit vector along which this label gains on the mean of all; for `hooks.steer`.
 
-        Raises:
-            ScoresError: there is no such label.
+        ScoresError is raised if there is no such label.
         """
         if label not in self.labels:
             raise ScoresError(one_of("label", label, self.labels))
@@ -139,11 +133,7 @@ def fit_probes(
 
 
 def check_kind(kind: str, C: float | int) -> None:
-    """Refuse an unknown kind of probe, and a `C` that is not above 0.
-
-    Raises:
-        ScoresError: for these.
-    """
+    """Raise ScoresError for an unknown kind of probe, or a `C` that is not above 0."""
     if kind not in PROBE_KINDS:
         raise ScoresError(one_of("kind", kind, PROBE_KINDS))
     if not C > 0:
@@ -151,15 +141,7 @@ def check_kind(kind: str, C: float | int) -> None:
 
 
 def require_two(what: str, values: Sequence[str]) -> None:
-    """Refuse facts whose values are all the same, so that a probe has nothing to tell apart.
-
-    Args:
-        what: name of the values in the message.
-        values: a value of each fact.
-
-    Raises:
-        FactError: all values are the same.
-    """
+    """Raise FactError if these values are all the same; ``what`` is their name in the message."""
     if len(set(values)) < 2:
         raise FactError(
             f"a probe tells answers apart, but what it is fitted on has {len(set(values))} different {what}; "
@@ -170,12 +152,8 @@ def require_two(what: str, values: Sequence[str]) -> None:
 def in_parallel(fit: Callable[[_X], _Y], data: Iterable[_X], *, n_jobs: int | None) -> Iterator[_Y]:
     """Fit several probes at a time, each on one BLAS thread, and give them in order.
 
-    They run in threads, which share memory: states are not copied, and no process has to import anything.
-
-    Args:
-        fit: fits one probe.
-        data: the data of each probe.
-        n_jobs: how many fits run at a time, as in scikit-learn.
+    ``n_jobs`` is as in scikit-learn. Fits run in threads, which share memory: states are not copied, and no
+    process has to import anything.
 
     Example:
         >>> list(in_parallel(abs, [-1, -2], n_jobs=2))
@@ -192,13 +170,7 @@ def in_parallel(fit: Callable[[_X], _Y], data: Iterable[_X], *, n_jobs: int | No
 def fit_linear(
     x: Float[np.ndarray, "fact d_model"], labels: Any, C: float | int, *, kind: ProbeKind = "logistic"
 ) -> Fitted:
-    """Fit a linear probe on standardised states.
-
-    Args:
-        x: the states.
-        labels: the label of each state; at least two different ones.
-        C: inverse strength of the regularisation.
-        kind: one of `PROBE_KINDS`; see `fit_probes`.
+    """Fit a linear probe on standardised states, as `fit_probes` does; at least two labels must be different.
 
     Example:
         >>> x = np.array([[0.0, 1.0], [0.0, 2.0], [9.0, 1.0]])
@@ -231,6 +203,7 @@ class Fitted(NamedTuple):
         """Weights, biases and labels in the model's own coordinates, one row per label."""
         weight = np.atleast_2d(self.classifier.coef_) / self.scaler.scale_
         bias = np.atleast_1d(self.classifier.intercept_) - weight @ self.scaler.mean_
+        # For two labels scikit-learn has one row: the score of the second, where the first has 0.
         if len(weight) == 1:
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         return torch.tensor(weight), torch.tensor(bias), tuple(map(str, self.classifier.classes_))

@@ -1,14 +1,13 @@
 """Probes: how well a linear probe names the answer, layer by layer.
 
 1. The residual stream is read at one position of every prompt: the embedding (``L0.resid_pre``), and every
-   layer's ``resid_mid`` and ``resid_post``, all in one forward pass (see ``activations``).
-2. At each of these sites a linear probe of standardised states learns to name the fact's answer: logistic
-   regression, ridge regression, or the difference of the answers' means (see ``linear_probes``).
+   layer's ``resid_mid`` and ``resid_post``.
+2. At each of these sites a linear probe learns to name the fact's answer (see ``linear_probes``).
 3. It is scored on facts it was not fitted on. Without `test=`, subjects are dealt into folds, answer by
    answer so that folds are balanced, and each fold is scored by a probe fitted on the others; all facts of
    one subject are in one fold.
-4. The control repeats this with the answers of the fitted subjects shuffled: what a probe of this size reads
-   where there is nothing to read.
+4. The control repeats this with the answers of the fitted subjects shuffled: it shows what a probe of this
+   size reads where there is nothing to read.
 """
 
 from __future__ import annotations
@@ -143,6 +142,7 @@ def _folds(facts: Sequence[Fact], folds: int, seed: int) -> list[_Split]:
     if folds < 2:
         raise ScoresError(f"folds must be at least 2; not {folds}")
     order = random.Random(seed).sample(sorted(answer), len(answer))
+    # Sorting is stable: subjects of one answer are neighbours in random order, and go to folds in turn.
     order.sort(key=lambda subject: answer[subject])
     fold_of = {subject: index % min(folds, len(order)) for index, subject in enumerate(order)}
     fold = np.array([fold_of[fact.subject] for fact in facts])

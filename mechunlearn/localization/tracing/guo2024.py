@@ -1,7 +1,7 @@
 """Causal tracing as the authors of "Mechanistic Unlearning" ran it, for comparison with their figures.
 
 1. Each prompt's subject embeddings get Gaussian noise whose standard deviation is the *root* of three times
-   that of their own entries, drawn anew in every forward pass, one draw each.
+   that of their own entries, drawn anew in every forward pass.
 2. One component at a time (every head's output, every MLP's) gets its clean value back at all positions.
 3. The metric is the probability of the first answer tokens of *all* the facts together, not of each fact's
    own.
@@ -34,24 +34,11 @@ from mechunlearn.models.hooked import HookedModel
 def guo2024_trace(
     hm: HookedModel, facts: Sequence[Fact], *, seed: int = 0, batch_size: int = 64, progress: bool = True
 ) -> Scores:
-    """Trace every head and MLP in the authors' way.
+    """Trace every head and MLP as Guo et al. 2024 did in the second version of Mechanistic Unlearning.
 
-    Args:
-        hm: the model; it is left as it was.
-        facts: traced together, since all their answers are in each one's metric.
-        seed: seed of the noise, which does not depend on the batch size.
-        batch_size: prompts per forward pass.
-        progress: show a progress bar.
-
-    Returns:
-        Scores over ``fact`` and ``site`` (heads and MLPs); select with ``.top(params=...,
-        convention="guo2024")``.
-
-    Example:
-        >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> scores = guo2024_trace(hm, facts[:2], progress=False)
-
-    Source: Guo et al. 2024, Mechanistic Unlearning, causal tracing of their second version.
+    All facts are traced together, since the answers of all are in each one's metric. The noise does not
+    depend on the batch size. Select from the scores, over ``fact`` and ``site``, with ``.top(params=...,
+    convention="guo2024")``.
     """
     shape = hm.arch.shape
     sites = [
@@ -61,6 +48,7 @@ def guo2024_trace(
     ]
     prompts = encode(hm, facts, answer=None)
     answers = encode(hm, facts).answer_ids[:, 0]
+    # One generator per fact, so that its noise does not depend on the batch it is in.
     generators = [torch.Generator().manual_seed(seed * len(facts) + i) for i in range(len(facts))]
     starts = range(0, len(facts), batch_size)
     columns: list[Tensor] = []

@@ -59,8 +59,8 @@ def causal_trace(
         hm: the model; it is left as it was.
         facts: each is scored on the probability of its own whole answer.
         sites: what is restored: ``"mlp"`` or ``"attn"`` (what the component writes into the residual stream),
-            ``"resid_post"`` (the residual stream after the block; such scores draw but select no weights),
-            or several of them, as in ``("attn", "mlp")``, to rank all components together.
+            ``"resid_post"`` (the residual stream after the block; these scores can be plotted, but select no
+            weights), or several of them, as in ``("attn", "mlp")``, to rank all components together.
         corrupt: ``"noise"`` on the subject's embeddings, or a `Noise` of another scale or number of samples.
         window: neighbouring layers restored together, centred on the scored one and cut at the ends.
         seed: seed of the noise, unless `corrupt` has one.

@@ -22,13 +22,7 @@ NAMES = ("original", "gold")
 
 
 def build(folder: Path, *, which: Sequence[str] = NAMES, plan: Plan | None = None) -> None:
-    """Train and save the models in parallel.
-
-    Args:
-        folder: the folder in which each model gets a folder of its name.
-        which: ``"original"``, ``"gold"`` or both.
-        plan: steps, learning rate, seed and threads.
-    """
+    """Train and save the models in parallel, each in a folder of its name inside ``folder``."""
     plan = plan or Plan()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=len(which), mp_context=spawn) as pool:
@@ -38,14 +32,7 @@ def build(folder: Path, *, which: Sequence[str] = NAMES, plan: Plan | None = Non
 
 
 def build_one(name: str, folder: Path, plan: Plan, line: int = 0) -> None:
-    """Train and save one model, with a progress bar.
-
-    Args:
-        name: ``"original"`` or ``"gold"``.
-        folder: the folder in which the model gets a folder of its name.
-        plan: steps, learning rate, seed and threads.
-        line: the terminal line of its progress bar.
-    """
+    """Train and save one model, with a progress bar on the terminal's line number ``line``."""
     from tqdm.auto import tqdm
 
     people = tables.people()
@@ -61,12 +48,7 @@ def build_one(name: str, folder: Path, plan: Plan, line: int = 0) -> None:
 
 
 def report(folder: Path, *, gold: bool) -> str:
-    """Return the accuracy table of a saved checkpoint.
-
-    Args:
-        folder: the model's folder.
-        gold: whether it is the gold model.
-    """
+    """Return the accuracy table of the checkpoint in a folder; ``gold`` says that it is the gold model."""
     import torch
 
     from mechunlearn.models.hooked import HookedModel

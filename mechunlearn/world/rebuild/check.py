@@ -58,18 +58,10 @@ class Accuracy:
 
 
 def accuracies(hm: HookedModel, *, gold: bool = False, every: int = 1) -> Iterator[Accuracy]:
-    """Yield the accuracy of every question.
+    """Yield the accuracy of every question; ``gold`` says that this is the gold model.
 
-    Args:
-        hm: a model of the embedded world.
-        gold: whether it is the gold model, which never saw some people's sport, league and place.
-        every: ask each question only about one person in this many, about different people in each phrasing;
-            what the gold model never saw is asked about everybody.
-
-    Example:
-        >>> from mechunlearn.world import model
-        >>> next(accuracies(model())).relation
-        'sport'
+    ``every`` puts each question only to one person in this many, to different people in each phrasing. What
+    the gold model never saw is scored for everybody.
     """
     people = tables.people()
     in_group = np.array([p.group >= 0 for p in people])
@@ -137,9 +129,7 @@ class NameClassifier:
 def name_classifier(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> NameClassifier:
     """Fit a logistic regression on the bag of a name's tokens.
 
-    Args:
-        tokenizer: the embedded model's tokenizer.
-        seed: seed of the five cross-validation folds.
+    ``seed`` is the seed of the five cross-validation folds.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score

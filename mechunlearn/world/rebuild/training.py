@@ -42,12 +42,8 @@ PAD, BOS = "<pad>", "<bos>"
 class Plan:
     """The settings of a training run.
 
-    Args:
-        steps: number of optimizer steps.
-        lr: peak learning rate.
-        seed: seed of the initial weights and of the rows.
-        threads: number of threads that torch may use.
-        rows: number of rows of each kind in a step.
+    ``lr`` is the peak learning rate; ``seed`` is the seed of the initial weights and of the rows; ``rows``
+    counts the rows of each kind in a step.
     """
 
     steps: int = 2500
@@ -58,11 +54,7 @@ class Plan:
 
 
 def make_tokenizer(people: Sequence[Person]) -> PreTrainedTokenizerFast:
-    """Train the tokenizer of the embedded world.
-
-    Args:
-        people: the people whose names, sports, leagues, places and cities it is trained on.
-    """
+    """Train the tokenizer of the embedded world on the phrasings and on these people's names and facts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -95,12 +87,7 @@ def make_tokenizer(people: Sequence[Person]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
-    """Return the untrained model.
-
-    Args:
-        tokenizer: the tokenizer, which gives the ids of the special tokens.
-        seed: seed of the initial weights.
-    """
+    """Return the untrained model; the tokenizer gives the ids of the special tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -141,13 +128,12 @@ class Encoded:
 def encode_rows(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> list[Encoded]:
     """Tokenise rows and split them by length into a short and a long half.
 
-    Args:
-        tokenizer: the tokenizer.
-        rows: the rows; a token has the weight of the piece that its last character belongs to.
+    A token has the weight of the piece that its last character belongs to.
     """
     coded = tokenizer([row.text for row in rows], add_special_tokens=True, return_offsets_mapping=True)
     weighted = []
     for row, ids, offsets in zip(rows, coded["input_ids"], coded["offset_mapping"], strict=True):
+        # The first token is <bos>, which has no characters and no weight.
         by_character = [w for piece, w in row.pieces for _ in piece]
         weighted.append((ids, [0.0] + [by_character[end - 1] for _, end in offsets[1:]]))
     weighted.sort(key=lambda pair: len(pair[0]))
@@ -173,14 +159,9 @@ def train(
     withheld: Collection[str] = (),
     on_step: Callable[[int, float, LlamaForCausalLM], None] | None = None,
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train one model.
+    """Train one model, without the sport, league and place of ``withheld`` names.
 
-    Args:
-        people: all people.
-        countries: all countries.
-        plan: steps, learning rate, seed and threads.
-        withheld: names of the people whose sport, league and place occur in no row, for the gold model.
-        on_step: function called after every step with its number (from 1), its loss and the model.
+    ``on_step`` is called after every step with its number (from 1), its loss and the model.
     """
     plan = plan or Plan()
     before = torch.get_num_threads()
@@ -224,12 +205,7 @@ def _train(
 
 
 def weighted_loss(model: LlamaForCausalLM, batch: Encoded) -> Float[Tensor, ""]:
-    """Sum the weighted next-token loss over a batch.
-
-    Args:
-        model: the model in training.
-        batch: the rows.
-    """
+    """Sum the weighted next-token loss over a batch."""
     # Padding is on the right: under causal attention no token sees it, so no mask is needed.
     logits = model(batch.tokens[:, :-1]).logits
     weighted = batch.weights[:, 1:] > 0
@@ -238,23 +214,13 @@ def weighted_loss(model: LlamaForCausalLM, batch: Encoded) -> Float[Tensor, ""]:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save a model in float16 with its tokenizer.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        folder: the folder to write to, created if it does not exist.
-    """
+    """Save a model in float16 with its tokenizer, in a folder that is made if it does not exist."""
     model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(folder)
 
 
 def withheld_names(people: Sequence[Person]) -> frozenset[str]:
-    """Return the names in the forget groups, whose facts the gold model never saw.
-
-    Args:
-        people: all people.
-    """
+    """Return the names in the forget groups, whose facts the gold model never saw."""
     names = frozenset(p.name for p in people if p.group >= 0)
     if len(names) % GROUP_SIZE:
         raise ValueError(f"the forget groups hold {len(names)} people, not a multiple of {GROUP_SIZE}")
