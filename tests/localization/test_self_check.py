@@ -29,7 +29,7 @@ def test_a_model_is_not_judged_while_somebody_hooks_it(name: str) -> None:
     hm = fresh()
     # A position that the check's own short prompts do not have.
     with hm.bridge.hooks(fwd_hooks=[ablate(name, at=7)]):
-        assert "somebody" in Engine.of(hm).reason and "somebody" in BlockFunctions.of(hm).reason
+        assert "hooks of the user" in Engine.of(hm).reason and "hooks of the user" in BlockFunctions.of(hm).reason
     assert Engine.of(hm).reason == BlockFunctions.of(hm).reason == ""
 
 

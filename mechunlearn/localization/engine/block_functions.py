@@ -41,7 +41,7 @@ class BlockFunctions:
     def of(cls, hm: HookedModel) -> BlockFunctions:
         """The functions of a model, checked on a few tokens the first time; not usable while it has hooks."""
         if has_hooks(hm, "blocks.") or (hm not in _CHECKED and has_hooks(hm)):
-            return cls(hm, "somebody's hooks are in the model, which closed forms would pass by")
+            return cls(hm, "hooks of the user are in the model, which closed forms would pass by")
         if hm not in _CHECKED:
             _CHECKED[hm] = _reason_against(cls(hm))
         return cls(hm, _CHECKED[hm])

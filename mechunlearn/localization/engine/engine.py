@@ -147,5 +147,5 @@ class Engine:
             bar.update(len(numbers))
 
 
-_HOOKS = "somebody else's hooks are in the blocks"
+_HOOKS = "hooks of the user are in the blocks"
 _CHECKED: WeakKeyDictionary[HookedModel, tuple[str, str]] = WeakKeyDictionary()
