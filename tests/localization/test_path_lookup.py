@@ -116,7 +116,7 @@ def test_null_heads_are_the_least_extracting_of_the_same_layers_then_of_later_on
 
 
 def test_no_extracting_head_is_an_error(tokenizer: Any) -> None:
-    with pytest.raises(ScoresError, match=r"no head extracts the answer.*lower min_head_effect"):
+    with pytest.raises(ScoresError, match=r"no head extracts the answer.*below min_head_effect=.*lower it"):
         path_lookup(preferring("llama", tokenizer), tiny_facts(), min_head_effect=50.0, progress=False)
 
 

@@ -29,7 +29,8 @@ def test_a_model_is_not_judged_while_somebody_hooks_it(name: str) -> None:
     hm = fresh()
     # A position that the check's own short prompts do not have.
     with hm.bridge.hooks(fwd_hooks=[ablate(name, at=7)]):
-        assert "hooks of the user" in Engine.of(hm).reason and "hooks of the user" in BlockFunctions.of(hm).reason
+        reasons = Engine.of(hm).reason, BlockFunctions.of(hm).reason
+        assert all("hooks of the user" in reason for reason in reasons)
     assert Engine.of(hm).reason == BlockFunctions.of(hm).reason == ""
 
 

@@ -118,8 +118,8 @@ def _extraction(direct: Scores, heads: int, least: float | int, seed: int) -> li
     if not chosen:
         best = abs(effects[ranked[0]].mean())
         raise ScoresError(
-            f"no head extracts the answer: the strongest, {ranked[0]}, moves {best:.3g} of the preference "
-            f"below min_head_effect={least:g}, or its interval holds 0; lower min_head_effect or give more facts"
+            f"no head extracts the answer: the strongest, {ranked[0]}, moves {best:.3g} of the preference, "
+            f"below min_head_effect={least:g}, or its interval holds 0; lower it or give more facts"
         )
     return chosen
 
