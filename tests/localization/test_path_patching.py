@@ -78,7 +78,7 @@ def test_hooks_of_ones_own_are_part_of_both_runs() -> None:
     louder = [(f"blocks.{layer}.hook_mlp_out", lambda x, hook=None: 1.5 * x) for layer in (0, 2)]
     with hm.bridge.hooks(fwd_hooks=louder):
         paths = Paths.of(hm, SENDERS, receivers, mlps="recompute")
-        assert "hooks are in the " in BlockFunctions.of(hm).reason
+        assert "hooks of the user" in BlockFunctions.of(hm).reason
         actual = setup.sweep(paths)
     setup.agree(setup.twins([(name, lambda x: 1.5 * x) for name, _ in louder]), paths, receivers, actual)
     assert BlockFunctions.of(hm).reason == ""
