@@ -1,4 +1,4 @@
-"""What an edit minimises: frozen dataclasses that declare what they read."""
+"""The losses that an edit minimises: frozen dataclasses that declare which model outputs they read."""
 
 from mechunlearn.editing.objectives.ascent import GradientAscent as GradientAscent
 from mechunlearn.editing.objectives.ascent import GradientDifference as GradientDifference
