@@ -71,7 +71,7 @@ class Memory:
         return stored.T if self.turned else stored
 
     def delta(self, change: Float[Tensor, "d_model d_mlp"], params: Mapping[str, Tensor]) -> Delta:
-        """A change of the matrix as an edit stores it: in the stored orientation, float32 or better, on the CPU."""
+        """A change in the stored orientation, in float32 or better, on the CPU, as an edit holds it."""
         dtype = torch.promote_types(params[self.weight].dtype, torch.float32)
         stored = change.T if self.turned else change
         return Delta(Slice(self.weight), stored.to("cpu", dtype).contiguous())

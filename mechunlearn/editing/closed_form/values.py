@@ -113,12 +113,12 @@ def find_values(
             bar.update(len(part))
     longest = max(map(len, curves))
     # A group that stopped early repeats its last terms, so that all curves have the same length.
-    terms_by_fact = torch.cat(
+    by_fact = torch.cat(
         [torch.cat([c, c[-1:].expand(longest - len(c), -1, -1)]) for c in curves], dim=1
     )
     records = [
         {"step": float(step), **dict(zip(TERMS, terms, strict=True))}
-        for step, terms in enumerate(terms_by_fact.mean(1).tolist(), start=1)
+        for step, terms in enumerate(by_fact.mean(1).tolist(), start=1)
     ]
     return FoundValues(torch.cat(deltas), History(records, step=len(records)))
 
@@ -126,7 +126,7 @@ def find_values(
 def _descend(
     loss: _Loss, lr: float | int, steps: int, bound: float | int
 ) -> tuple[Float[Tensor, "fact d_model"], Float[Tensor, "step fact term"]]:
-    """Take Adam steps until every fact is done or ``steps`` are taken; also returns the terms of each step."""
+    """Take Adam steps until every fact is done; the result includes the terms of each step."""
     delta = loss.start()
     optimizer = torch.optim.Adam([delta], lr=lr)
     active = torch.ones(len(delta), dtype=torch.bool, device=delta.device)
