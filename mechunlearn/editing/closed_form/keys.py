@@ -4,14 +4,13 @@
 matrix changes their values by ``E‖Δ k‖² = tr(Δ C Δᵀ)``, so directions that are frequent in text are the most
 expensive ones to change.
 
-1. Texts come from any iterable and are read in batches; nothing is downloaded. Each is encoded as usual,
-   BOS included; padding is left out, and blocks above the highest site are not run.
-2. Sums are computed in float64, on the model's device, and divided by the number of tokens at the end.
-3. ``weighed`` solves ``(C + ρ·c·1) x = k`` with ``c`` the mean of C's diagonal, so the ridge ρ has no unit.
+1. Texts are read in batches, as the model reads them: BOS included, padding left out. Blocks above the
+   highest site are not run. Sums are computed in float64 and divided by the number of tokens at the end.
+2. ``weighed`` solves ``(C + ρ·c·1) x = k`` with ``c`` the mean of C's diagonal, so the ridge ρ has no unit.
    The ridge covers directions that never occur in the texts, which otherwise would cost nothing.
-4. ``freed`` instead projects a key on the directions that hardly occur in text (AlphaEdit).
-5. On disk they are one safetensors file with the sites, the number of tokens, a hash, and the identity of
-   the model. Used on a model with other weights they cause a warning, with other shapes an error.
+3. ``freed`` instead projects a key on the directions that hardly occur in text (AlphaEdit).
+4. The file holds the identity of the model: on other weights the statistics cause a warning, on other shapes
+   an error.
 
 Source: Meng et al. (2022), "Locating and Editing Factual Associations in GPT", appendix on the
 covariance statistics; Fang et al. (2024), "AlphaEdit", section 3.
@@ -156,11 +155,7 @@ class KeyStatistics:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; missing folders are created.
-
-        Args:
-            path: path of the file.
-        """
+        """Write one safetensors file, atomically; missing folders are created."""
         metadata = {"made_on": self.made_on, "tokens": str(self.tokens), "ridge": repr(float(self.ridge))}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -169,9 +164,6 @@ class KeyStatistics:
     @classmethod
     def load(cls, path: str | Path) -> KeyStatistics:
         """Read a file that :meth:`save` wrote; :meth:`check` later compares it with a model.
-
-        Args:
-            path: path of the file.
 
         Raises:
             DataError: the file is missing, truncated, altered or of another kind.

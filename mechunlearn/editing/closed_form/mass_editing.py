@@ -192,7 +192,6 @@ def _change(
     weight: float | int | None,
     null_space: float | int | None,
 ) -> Float[Tensor, "d_model d_mlp"]:
-    """The change of one layer's matrix."""
     if null_space is None:
         through = statistics.weighed(memory.site, keys)
         return solve(keys, through, changes, weight=keys.shape[1] if weight is None else weight)

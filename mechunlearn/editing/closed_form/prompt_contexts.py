@@ -1,13 +1,9 @@
 """Facts in contexts: the same prompt after different prefixes.
 
 A key should represent the subject independently of the text before it. So every fact is run with its plain
-prompt and after each of a few prefixes; keys, values and losses are means over these contexts.
-
-1. Prefixes are given, or sampled from the model with a seed. The plain prompt always comes first.
-2. One more row per fact contains the *essence* prompt, ``"{subject} is a"``, whose next token should not
-   change.
-3. Rows are encoded with the target answer after the prompt. Activations of a fact are read at the last token
-   of its subject.
+prompt (the first context) and after a few prefixes; keys, values and losses are means over these contexts.
+One more row per fact holds the *essence* prompt, ``"{subject} is a"``, whose next token should not change.
+Rows are encoded with the target answer; activations are read at the last token of the subject.
 
 Source: Meng et al. (2022), section 3.1 and appendix E.5 (prefixes, essence).
 """

@@ -113,9 +113,7 @@ def find_values(
             bar.update(len(part))
     longest = max(map(len, curves))
     # A group that stopped early repeats its last terms, so that all curves have the same length.
-    by_fact = torch.cat(
-        [torch.cat([c, c[-1:].expand(longest - len(c), -1, -1)]) for c in curves], dim=1
-    )
+    by_fact = torch.cat([torch.cat([c, c[-1:].expand(longest - len(c), -1, -1)]) for c in curves], dim=1)
     records = [
         {"step": float(step), **dict(zip(TERMS, terms, strict=True))}
         for step, terms in enumerate(by_fact.mean(1).tolist(), start=1)
@@ -179,13 +177,11 @@ class _Loss:
         self._columns = needed.any(0).nonzero()[:, 0]
 
     def start(self) -> Float[Tensor, "fact d_model"]:
-        """The initial vectors: zeros with a gradient."""
         width = self._runner.config.get_text_config().hidden_size
         device = self.sizes.device
         return torch.zeros(len(self._contexts), width, dtype=self.dtype, device=device, requires_grad=True)
 
     def __call__(self, delta: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact term"]:
-        """The terms of every fact, already weighted."""
         logprobs, rows = self._logprobs(delta), self._contexts.rows
         labels = self._contexts.batch.labels[:, self._columns]
         mask = labels != IGNORED

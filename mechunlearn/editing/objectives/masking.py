@@ -88,9 +88,7 @@ class WeightMask:
     def penalty(self, removed: Mapping[str, Float[Tensor, "..."]], *, step: int) -> Terms:
         """The term ``mask``: the penalty for masked weights, negative before step ``patience``.
 
-        Args:
-            removed: 1 minus the mask of each weight, by the name of its tensor.
-            step: number of the step, from 0.
+        ``removed`` is 1 minus the mask of each weight, by the name of its tensor; ``step`` counts from 0.
         """
         share = torch.stack([part.mean() for part in removed.values()]).mean()
         return {"mask": self.strength * min(step - self.patience, 1) * share}

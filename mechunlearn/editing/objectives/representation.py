@@ -1,4 +1,4 @@
-"""Objectives on hidden states: neither logits nor any block above the last one they read is computed."""
+"""Objectives on hidden states: neither logits nor blocks above the last one they read are computed."""
 
 from __future__ import annotations
 

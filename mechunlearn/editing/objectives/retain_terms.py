@@ -1,10 +1,7 @@
 """The retain terms, which every objective adds to preserve the rest of the model.
 
-1. ``retain`` weights a term on the retain set's own answers, ``text`` one on general text. A weight of 0
-   drops the term and the model runs that it would need.
-2. ``retain_loss`` chooses the term: the negative log-likelihood of the data (``"nll"``), or the divergence
-   from the unedited model's distribution at the same positions (``"kl"``). Objectives that change hidden
-   states compare hidden states instead.
+A weight of 0 drops a term and the model runs that it would need. Objectives that change hidden states have
+the same weights, but compare hidden states instead of logits.
 """
 
 from __future__ import annotations

@@ -64,11 +64,9 @@ class Translation:
         return tuple((new, end, old - new) for (old, new), end in zip(starts, ends, strict=True))
 
     def source(self, start: int, end: int) -> tuple[int, int] | None:
-        """Convert characters of the translation to those of the original; None if they touch an anchor.
+        """Convert characters ``start`` to ``end`` (exclusive) of the translation to those of the original.
 
-        Args:
-            start: first character in the translated text.
-            end: the character after the last.
+        The result is None if they touch an anchor.
         """
         index = bisect_right(self._pieces, start, key=lambda piece: piece[0]) - 1
         _, stop, offset = self._pieces[index]
@@ -123,11 +121,7 @@ class Anchors(Mapping[str, str]):
         return f"Anchors({self._translations!r})"
 
     def translate(self, text: str) -> Translation:
-        """Replace every anchor in a text by its generic expression.
-
-        Args:
-            text: any text.
-        """
+        """Replace every anchor in a text by its generic expression."""
         pieces: list[str] = []
         mentions: list[Mention] = []
         done = length = 0  # characters of the text that were read, and of the translation
@@ -162,20 +156,13 @@ class Anchors(Mapping[str, str]):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the dictionary as readable JSON, to be checked and edited.
-
-        Args:
-            path: path of the file.
-        """
+        """Write the dictionary as readable JSON, to be checked and edited."""
         record = {"format": FORMAT, "anchors": self._translations}
         write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Anchors:
         """Read a dictionary that ``save`` wrote.
-
-        Args:
-            path: path of the file.
 
         Raises:
             DataError: the file is truncated, altered or of another kind.
@@ -189,10 +176,7 @@ class Anchors(Mapping[str, str]):
 
     @classmethod
     def from_json(cls, record: object) -> Anchors:
-        """Make a dictionary from the JSON that ``save`` writes.
-
-        Args:
-            record: the parsed content of the file.
+        """Make a dictionary from the parsed JSON that ``save`` writes.
 
         Raises:
             DataError: it is of another kind.

@@ -1,10 +1,4 @@
-"""Measure how familiar a model is with a text, by its completions and by its probabilities.
-
-1. *By completion*: the model completes every prompt, greedily or sampled with a seed; a judge classifies the
-   completion.
-2. *By probability*: the probability of every specific and generic word (the product over its tokens), summed
-   over each kind. The sum over specific words is the score.
-"""
+"""Measure how familiar a model is with a text, by its completions and by its probabilities."""
 
 from __future__ import annotations
 
@@ -78,8 +72,8 @@ def completion_familiarity(
             batch, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
             seed=seed + start,
         )  # fmt: skip
-        for text, whole in zip(batch, generated, strict=True):
-            completion = _after(hm, text, whole)
+        for text, generated_text in zip(batch, generated, strict=True):
+            completion = _after(hm, text, generated_text)
             rows.append(judged(text, completion, judge(text, completion)))
     return Familiarity("completion", tuple(rows))
 
@@ -111,7 +105,6 @@ def probability_familiarity(hm: HasModel, prompts: Sequence[Prompt]) -> Familiar
 
 
 def _by_specific(prompts: Sequence[Prompt | str]) -> StringJudge:
-    """A judge that looks for the prompts' specific continuations."""
     words = {
         word.strip(): None for prompt in prompts if isinstance(prompt, Prompt) for word in prompt.specific
     }
@@ -147,8 +140,8 @@ def _probabilities(hm: HasModel, pairs: Sequence[tuple[str, str]]) -> list[float
     return [float(p) for p in logprobs.to(torch.float64).exp()]
 
 
-def _after(hm: HookedModel, prompt: str, whole: str) -> str:
+def _after(hm: HookedModel, prompt: str, generated: str) -> str:
     """The generated text without its prompt, which is returned in the tokenizer's spelling."""
     ids = hm.to_tokens(prompt)
     shown = str(hm.tokenizer.decode(ids[0], skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return whole[len(shown) :] if whole.startswith(shown) else whole
+    return generated[len(shown) :] if generated.startswith(shown) else generated

@@ -1,9 +1,4 @@
-"""Train a model further on the text to forget, to find out which predictions come from the text.
-
-1. The text is cut into blocks; each token is predicted from those before it.
-2. Fine-tuning of all weights is an edit whose localization holds every site: the model itself is not changed,
-   and the reinforced model is ``edit.apply(hm)``.
-"""
+"""Train a model further on the text to forget, to find out which predictions come from the text."""
 
 from __future__ import annotations
 

@@ -160,7 +160,6 @@ def first_tokens(hm: HasTokenizer, word: str) -> tuple[int, ...]:
 
 
 def _reinforced(hm: HookedModel, reinforced: HookedModel | Edit) -> HookedModel:
-    """The reinforced model."""
     model = reinforced.apply(hm) if isinstance(reinforced, Edit) else reinforced
     if not isinstance(model, HookedModel):
         raise TrainingError(

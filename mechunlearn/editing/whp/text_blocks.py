@@ -75,7 +75,6 @@ def tokens_of(hm: HasTokenizer, texts: Sequence[str]) -> tuple[Tokens, ...]:
 
 
 def _cut(hm: HasTokenizer, translation: Translation, limit: int) -> list[str]:
-    """The blocks of one text."""
     text = translation.original
     if not text.strip():
         return []
