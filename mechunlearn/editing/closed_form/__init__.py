@@ -1,4 +1,4 @@
-"""Write facts into a matrix by solving for it: ROME, MEMIT, and AlphaEdit's null space."""
+"""Write facts into a matrix in closed form: ROME, MEMIT, and AlphaEdit's null space."""
 
 from mechunlearn.editing.closed_form.keys import KeyStatistics as KeyStatistics
 from mechunlearn.editing.closed_form.keys import key_statistics as key_statistics

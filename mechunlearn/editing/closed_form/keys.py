@@ -1,16 +1,16 @@
-"""Key statistics: the second moment of what a matrix reads in running text.
+"""Key statistics: the second moment of a matrix's inputs in running text.
 
-``C = E[k kᵀ]``, not centred, stands for everything else the matrix remembers: a change ``Δ`` of it costs
-``E‖Δ k‖² = tr(Δ C Δᵀ)``, so the directions that text uses most are the dearest to write along.
+``C = E[k kᵀ]``, not centred, describes the keys whose values should be preserved: a change ``Δ`` of the
+matrix changes their values by ``E‖Δ k‖² = tr(Δ C Δᵀ)``, so directions that are frequent in text are the most
+expensive ones to change.
 
-1. Texts come from any iterable, a few at a time; nothing is downloaded. Each is read as the model reads
-   it, BOS included; padding is left out, and layers above the highest site are not run.
-2. Sums are formed in float64, where the model is, and divided by the number of tokens at the end.
-3. ``weighed`` solves ``(C + ρ·c·1) x = k`` with ``c`` the mean of C's diagonal: the ridge ρ has no unit. It
-   stands in for directions that the texts never used, which otherwise would be free to write along.
-4. ``freed`` instead leaves of a key only what lies in the directions that text hardly uses (AlphaEdit).
-5. On disk it is one safetensors file, with the sites, the number of tokens, a hash, and the identity of the
-   model it was made on: on other weights it warns, on other shapes it refuses.
+1. Texts are read in batches, as the model reads them: BOS included, padding left out. Blocks above the
+   highest site are not run. Sums are computed in float64 and divided by the number of tokens at the end.
+2. ``weighed`` solves ``(C + ρ·c·1) x = k`` with ``c`` the mean of C's diagonal, so the ridge ρ has no unit.
+   The ridge covers directions that never occur in the texts, which otherwise would cost nothing.
+3. ``freed`` instead projects a key on the directions that hardly occur in text (AlphaEdit).
+4. The file holds the identity of the model: on other weights the statistics cause a warning, on other shapes
+   an error.
 
 Source: Meng et al. (2022), "Locating and Editing Factual Associations in GPT", appendix on the
 covariance statistics; Fang et al. (2024), "AlphaEdit", section 3.
@@ -19,7 +19,7 @@ covariance statistics; Fang et al. (2024), "AlphaEdit", section 3.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -49,18 +49,18 @@ FORMAT = TensorFormat(
 
 @dataclass(frozen=True, eq=False)
 class KeyStatistics:
-    """The second moments of keys at some sites, and what they were made of.
+    """The second moments of the keys at some sites, and the model and data they were computed from.
 
     Args:
         moments: ``E[k kᵀ]`` of every site, in float64.
-        tokens: how many keys were averaged at each.
-        made_on: identity of the model that was run; empty if that is not to be compared.
+        tokens: number of keys averaged at each site.
+        made_on: identity of the model that was run; empty to skip the comparison with the model edited.
         ridge: added to the diagonal when solving, in units of the diagonal's mean.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> found = key_statistics(hm, ["L1.mlp.out"], facts.text, progress=False)
-        >>> found.tokens > 352, found.moments[mu.Site.parse("L1.mlp.out")].shape
+        >>> statistics = key_statistics(hm, ["L1.mlp.out"], facts.text, progress=False)
+        >>> statistics.tokens > 352, statistics.moments[mu.Site.parse("L1.mlp.out")].shape
         (True, torch.Size([352, 352]))
     """
 
@@ -74,11 +74,11 @@ class KeyStatistics:
         return f"KeyStatistics({sites}; {self.tokens:,} tokens, ridge {self.ridge:g}, of {self.made_on})"
 
     def weighed(self, site: Site, keys: Float[Tensor, "fact d_mlp"]) -> Float[Tensor, "fact d_mlp"]:
-        """``C⁻¹ k`` of keys: the cheapest direction to write along that a key answers to.
+        """``C⁻¹ k`` of keys, with the ridge added to C: the cheapest direction to write along for each key.
 
         Args:
             site: one of ``moments``.
-            keys: in float64.
+            keys: one row per fact, in float64.
 
         Raises:
             EditError: the moment is singular.
@@ -87,9 +87,10 @@ class KeyStatistics:
         moment = moment + self.ridge * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
         factor, failed = torch.linalg.cholesky_ex(moment)
         solved: Tensor = torch.cholesky_solve(keys.T, factor).T
-        left = (solved @ moment - keys).norm() / keys.norm()
-        # A matrix that is singular but for rounding passes the factorization; what it solves does not.
-        if bool(failed) or not bool(left < 1e-6):
+        residual = (solved @ moment - keys).norm() / keys.norm()
+        # Cholesky may succeed on a matrix that is regular only through rounding; the residual shows it.
+        # "not <" also refuses nan.
+        if bool(failed) or not bool(residual < 1e-6):
             raise EditError(
                 f"the key statistics of {site} are singular: {self.tokens:,} tokens for {len(moment):,} "
                 f"neurons, and ridge {self.ridge:g}; give more texts, or a ridge above 0 such as {RIDGE:g}"
@@ -99,38 +100,38 @@ class KeyStatistics:
     def freed(
         self, site: Site, keys: Float[Tensor, "fact d_mlp"], threshold: float | int
     ) -> Float[Tensor, "fact d_mlp"]:
-        """What of keys lies where text has next to nothing: projected on C's null space.
+        """Project keys on the null space of C, the directions that hardly occur in text.
 
         Args:
             site: one of ``moments``.
-            keys: in float64.
-            threshold: eigenvalues of C below it count as null; the ridge plays no part.
+            keys: one row per fact, in float64.
+            threshold: eigenvalues of C below it count as 0; the ridge is not used.
 
         Raises:
             EditError: no eigenvalue is below the threshold.
         """
-        sizes, directions = torch.linalg.eigh(self.moments[site].to(keys.device))
-        free = directions[:, sizes < threshold]
-        if not free.shape[1]:
+        eigenvalues, directions = torch.linalg.eigh(self.moments[site].to(keys.device))
+        null = directions[:, eigenvalues < threshold]
+        if not null.shape[1]:
             raise EditError(
                 f"no eigenvalue of the key statistics of {site} is below null_space={threshold:g}: they go "
-                f"from {float(sizes[0]):.3g} to {float(sizes[-1]):.3g}; give a threshold between"
+                f"from {float(eigenvalues[0]):.3g} to {float(eigenvalues[-1]):.3g}; give a threshold between"
             )
-        projected: Tensor = keys @ free @ free.T
+        projected: Tensor = keys @ null @ null.T
         return projected
 
     def check(self, hm: HookedModel, found: Iterable[Memory]) -> None:
-        """Refuse what these statistics say nothing about, and warn if they are of other weights.
+        """Refuse sites that these statistics do not cover, and warn if they were computed on other weights.
 
         Args:
-            hm: the model about to be edited.
-            found: the matrices about to be changed.
+            hm: model to be edited.
+            found: matrices to be changed.
 
         Raises:
             EditError: a site is missing, or has another number of neurons.
 
         Warns:
-            IdentityWarning: the model's weights are not those the statistics were made on.
+            IdentityWarning: the model's weights are not those the statistics were computed on.
         """
         for memory in found:
             if memory.site not in self.moments:
@@ -154,31 +155,22 @@ class KeyStatistics:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; it appears whole or not at all.
-
-        Args:
-            path: of the file.
-        """
-        facts = {"made_on": self.made_on, "tokens": str(self.tokens), "ridge": repr(float(self.ridge))}
+        """Write one safetensors file, atomically; missing folders are created."""
+        metadata = {"made_on": self.made_on, "tokens": str(self.tokens), "ridge": repr(float(self.ridge))}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        FORMAT.write(target, {str(site): moment for site, moment in self.moments.items()}, facts)
+        FORMAT.write(target, {str(site): moment for site, moment in self.moments.items()}, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> KeyStatistics:
-        """Read what :meth:`save` wrote.
-
-        Whether they fit a model is seen when they are used; see :meth:`check`.
-
-        Args:
-            path: of the file.
+        """Read a file that :meth:`save` wrote; :meth:`check` later compares it with a model.
 
         Raises:
-            DataError: the file is missing, cut short, altered or of another kind.
+            DataError: the file is missing, truncated, altered or of another kind.
         """
-        tensors, facts = FORMAT.read(Path(path))
+        tensors, metadata = FORMAT.read(Path(path))
         moments = {site: tensors[str(site)] for site in sorted(map(Site.parse, tensors))}
-        return cls(moments, int(facts["tokens"]), facts["made_on"], float(facts["ridge"]))
+        return cls(moments, int(metadata["tokens"]), metadata["made_on"], float(metadata["ridge"]))
 
 
 def key_statistics(
@@ -191,23 +183,23 @@ def key_statistics(
     batch_size: int = 16,
     progress: bool = True,
 ) -> KeyStatistics:
-    """Measure what the matrices out of some MLPs read in running text.
+    """Compute the second moments of the keys of some MLP output matrices in running text.
 
     Args:
-        hm: the model, which stays as it is.
+        hm: the model; it is not changed.
         sites: a localization, or any ``mlp.out`` sites.
-        texts: any iterable of texts, read once and a few at a time; blank ones are passed over.
-        ridge: added to the diagonal when solving, in units of the diagonal's mean. Sources with 100,000
-            texts use none; with few texts it is what keeps unused directions from being written along.
-        max_tokens: longer texts are cut there (and at the model's own limit), BOS included.
+        texts: any iterable of texts, read once in batches; blank ones are skipped.
+        ridge: added to the diagonal when solving, in units of the diagonal's mean. The authors, with 100,000
+            texts, use none; with few texts it keeps edits out of directions that never occur.
+        max_tokens: longer texts are truncated to this length (and to the model's own limit), BOS included.
         batch_size: texts per forward pass.
         progress: whether to show a bar.
 
     Raises:
         SiteError: a site is not of this model, or has no closed form.
         LocalizationError: no site is given.
-        FactError: there is no text, or something is not a text.
-        EditError: the ridge is negative.
+        FactError: there is no text, or an item is not a text.
+        EditError: the ridge is negative, or `max_tokens` or `batch_size` is not positive.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
@@ -218,21 +210,21 @@ def key_statistics(
     """
     from tqdm.auto import tqdm
 
-    found = memories(hm, sites)
+    matrices = memories(hm, sites)
     positive(EditError, max_tokens=max_tokens, batch_size=batch_size)
     if not ridge >= 0:
         raise EditError(f"ridge is {ridge!r}; give 0 or more, such as {RIDGE:g}")
     limit = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", None) or max_tokens
     width = hm.arch.shape.d_mlp
-    sums = {m.site: torch.zeros(width, width, dtype=torch.float64, device=exact(hm)) for m in found}
+    sums = {m.site: torch.zeros(width, width, dtype=torch.float64, device=exact(hm)) for m in matrices}
     work, tokens = working_copy(hm), 0
     with tqdm(disable=not progress, desc="key statistics", unit=" tokens", leave=False) as bar:
         for batch in _batches(texts, batch_size):
             ids, mask = hm.encode(batch)
-            kept = slice(0, min(max_tokens, limit))
-            _add(work, found, ids[:, kept], mask[:, kept], sums)
-            tokens += (read := int(mask[:, kept].sum()))
-            bar.update(read)
+            window = slice(0, min(max_tokens, limit))
+            _add(work, matrices, ids[:, window], mask[:, window], sums)
+            tokens += (count := int(mask[:, window].sum()))
+            bar.update(count)
     if not tokens:
         raise FactError("there is no text to make key statistics of; give texts like those to be kept")
     if tokens < width and ridge == 0:
@@ -245,14 +237,7 @@ def key_statistics(
 
 
 def require_statistics(statistics: Any) -> None:
-    """Refuse what are no key statistics.
-
-    Args:
-        statistics: what was given as such.
-
-    Raises:
-        EditError: it is something else.
-    """
+    """Raise EditError unless the argument is a KeyStatistics."""
     if not isinstance(statistics, KeyStatistics):
         raise EditError(
             f"the key statistics are {statistics!r}; make them with key_statistics(hm, localization, texts), "
@@ -261,7 +246,7 @@ def require_statistics(statistics: Any) -> None:
 
 
 def exact(hm: HookedModel) -> torch.device:
-    """Where sums in float64 are formed: with the model, unless its device cannot."""
+    """The device for sums in float64: the model's, or the CPU if that device has no float64 (mps)."""
     return torch.device("cpu") if hm.device.type == "mps" else hm.device
 
 
@@ -269,24 +254,25 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     if isinstance(texts, str):
         raise FactError(f"the texts are one text, {texts[:40]!r}; give a list of texts, [text]")
     remaining = iter(texts)
-    while given := list(islice(remaining, size)):
-        for text in given:
+    while batch := list(islice(remaining, size)):
+        for text in batch:
             if not isinstance(text, str):
                 raise FactError(f"{text!r} is not a text; give strings, as in (row['text'] for row in rows)")
-        if batch := [text for text in given if text.strip()]:
-            yield batch
+        if nonblank := [text for text in batch if text.strip()]:
+            yield nonblank
 
 
 @torch.no_grad()
 def _add(
     hm: HookedModel,
-    found: Iterable[Memory],
+    matrices: Sequence[Memory],
     tokens: Int[Tensor, "row pos"],
     mask: Int[Tensor, "row pos"],
     sums: Mapping[Site, Tensor],
 ) -> None:
-    """Run some rows as far as the highest site, and add their keys' products to the sums."""
+    """Run a batch up to the highest site, and add the outer products of its keys to the sums."""
 
+    # A function per memory, since a closure in a loop would see the last one only.
     def adding(memory: Memory) -> Hook:
         def add(keys: Tensor, hook: Any = None) -> None:
             total = sums[memory.site]
@@ -295,6 +281,6 @@ def _add(
 
         return Hook(memory.keys, add)
 
-    hooks = [adding(memory) for memory in found]
-    top = max(memory.layer for memory in found) + 1
+    hooks = [adding(memory) for memory in matrices]
+    top = max(memory.layer for memory in matrices) + 1
     hm.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks, return_type=None, stop_at_layer=top)

@@ -1,14 +1,14 @@
-"""Find the values that make a model say a new answer.
+"""Search for the values that make a model give a new answer.
 
-1. A vector δ, one per fact and zero at first, is added to what the matrix puts out at the last token of
-   the subject, in all contexts alike and in the essence row.
+1. A vector δ, one per fact and initially zero, is added to the matrix's output at the last token of the
+   subject, in all contexts and in the essence row.
 2. The loss of a fact is the mean over contexts of the target's negative log-likelihood per token, plus
    ``kl`` times the divergence of the essence's next token, KL(changed ‖ unchanged), plus ``decay`` times
-   ``‖δ‖ / size²`` (of the norm, not of its square, as in the authors' code).
-3. Adam takes at most ``steps`` steps; after each, δ is drawn back into a ball of ``bound`` times the size.
-   A fact whose loss is below ``enough`` stays where it is.
+   ``‖δ‖ / size²`` (the norm, not its square, as in the authors' code).
+3. Adam takes at most ``steps`` steps; after each, δ is projected on a ball of radius ``bound`` times the
+   size. A fact whose loss is below ``enough`` is not changed any more.
 
-Facts do not see each other: many at once give what one after the other would.
+Facts are independent: a batch gives the same values as one fact after another.
 
 Source: Meng et al. (2022), equation 4, and the authors' ``compute_v.py`` and ``compute_z.py``.
 """
@@ -36,17 +36,17 @@ TERMS = ("answer", "essence", "decay")
 
 @dataclass(frozen=True)
 class ValueSearch:
-    """How ROME and MEMIT search for the values that make a model give the new answers.
+    """Options of the search for the values that make a model give the new answers, in ROME and MEMIT.
 
     Args:
-        steps: steps of Adam at most; None for the authors' number: 20 in ROME, 25 in MEMIT (for GPT-J).
+        steps: maximal number of Adam steps; None for the authors': 20 in ROME, 25 in MEMIT (for GPT-J).
         lr: learning rate of Adam.
         kl: weight of the divergence of the next token after ``"{subject} is a"``.
         decay: weight of ``‖δ‖ / size²``. The size is the norm of what δ is added to: in ROME the matrix's
             output ``v₀``, in MEMIT the residual stream after the highest layer.
-        bound: the longest δ, in sizes; None for the authors' number: 4 in ROME (3 for GPT-2 medium), 0.75
+        bound: maximal norm of δ, in sizes; None for the authors' number: 4 in ROME (3 for GPT-2 medium), 0.75
             in MEMIT.
-        enough: the loss at which the search for a fact's value stops.
+        enough: loss at which the search for a fact's value stops.
 
     Raises:
         TrainingError: a number is out of its range.
@@ -74,12 +74,7 @@ class ValueSearch:
 
 @dataclass(frozen=True, eq=False)
 class FoundValues:
-    """What the search for values gave.
-
-    Args:
-        deltas: what to add to each fact's values, in float64, on the CPU.
-        history: the loss terms of every step, means over facts.
-    """
+    """The result of the search: what to add to the values, in float64 on the CPU, and the mean loss terms."""
 
     deltas: Float[Tensor, "fact d_model"]
     history: History
@@ -97,21 +92,11 @@ def find_values(
     batch_size: int,
     progress: bool,
 ) -> FoundValues:
-    """Search for what must be added to the values of every fact.
+    """Search for the vector to add to each fact's values at ``memory``.
 
-    Args:
-        hm: a model of our own, whose modules get a hook for the time being.
-        memory: the matrix whose output is added to.
-        contexts: the facts.
-        sizes: the norm by which each fact's δ is measured.
-        search: the options.
-        steps: steps that are taken if the options leave them open.
-        bound: the bound if the options leave it open.
-        batch_size: rows per forward pass.
-        progress: whether to show a bar.
-
-    Raises:
-        TrainingError: the loss is not finite.
+    ``hm`` must be a working copy, because its modules get a temporary hook. ``sizes`` are the norms that δ is
+    measured by; ``steps`` and ``bound`` apply where ``search`` has None. Raises TrainingError if the loss is
+    not finite, or if an answer does not depend on the values.
     """
     from tqdm.auto import tqdm
 
@@ -127,11 +112,11 @@ def find_values(
             curves.append(curve.double().cpu())
             bar.update(len(part))
     longest = max(map(len, curves))
-    # A part that was done early keeps its last terms.
-    whole = torch.cat([torch.cat([c, c[-1:].expand(longest - len(c), -1, -1)]) for c in curves], dim=1)
+    # A group that stopped early repeats its last terms, so that all curves have the same length.
+    by_fact = torch.cat([torch.cat([c, c[-1:].expand(longest - len(c), -1, -1)]) for c in curves], dim=1)
     records = [
         {"step": float(step), **dict(zip(TERMS, terms, strict=True))}
-        for step, terms in enumerate(whole.mean(1).tolist(), start=1)
+        for step, terms in enumerate(by_fact.mean(1).tolist(), start=1)
     ]
     return FoundValues(torch.cat(deltas), History(records, step=len(records)))
 
@@ -139,10 +124,10 @@ def find_values(
 def _descend(
     loss: _Loss, lr: float | int, steps: int, bound: float | int
 ) -> tuple[Float[Tensor, "fact d_model"], Float[Tensor, "step fact term"]]:
-    """Take steps until every fact is done or there are none left."""
+    """Take Adam steps until every fact is done; the result includes the terms of each step."""
     delta = loss.start()
     optimizer = torch.optim.Adam([delta], lr=lr)
-    going = torch.ones(len(delta), dtype=torch.bool, device=delta.device)
+    active = torch.ones(len(delta), dtype=torch.bool, device=delta.device)
     curve = []
     for step in range(1, steps + 1):
         terms = loss(delta)
@@ -153,8 +138,8 @@ def _descend(
                 "model is unchanged. Lower lr"
             )
         curve.append(terms.detach())
-        going = going & (total.detach() >= loss.enough)
-        if not bool(going.any()):
+        active = active & (total.detach() >= loss.enough)
+        if not bool(active.any()):
             break
         before = delta.detach().clone()
         (delta.grad,) = torch.autograd.grad(total.sum(), delta)
@@ -163,14 +148,14 @@ def _descend(
         optimizer.step()
         with torch.no_grad():
             norm = delta.norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
-            inside = delta * (bound * loss.sizes / norm).clamp(max=1.0)[:, None]
-            # Adam's momentum would carry a fact on that is done.
-            delta.copy_(torch.where(going[:, None], inside, before))
+            projected = delta * (bound * loss.sizes / norm).clamp(max=1.0)[:, None]
+            # Adam's momentum would otherwise move a fact that is done.
+            delta.copy_(torch.where(active[:, None], projected, before))
     return delta.detach(), torch.stack(curve)
 
 
 class _Loss:
-    """The loss terms of some facts as a function of what is added to their values."""
+    """The loss terms of some facts as a function of the vectors added to their values."""
 
     def __init__(
         self,
@@ -184,25 +169,25 @@ class _Loss:
         self.dtype = torch.promote_types(hm.dtype, torch.float32)
         self.sizes, self.enough = sizes.to(self.dtype), search.enough
         self._frozen = {name: parameter.detach() for name, parameter in hm.params.items()}
-        batch = contexts.batch
-        asked = batch.labels != IGNORED
-        asked[contexts.rows[:, -1]] = False
-        asked[contexts.rows[:, -1], batch.end[contexts.rows[:, -1]]] = True
-        self._columns = asked.any(0).nonzero()[:, 0]
+        # Logits are needed where an answer is predicted and, in essence rows, at the end of the prompt alone.
+        batch, essence = contexts.batch, contexts.rows[:, -1]
+        needed = batch.labels != IGNORED
+        needed[essence] = False
+        needed[essence, batch.end[essence]] = True
+        self._columns = needed.any(0).nonzero()[:, 0]
 
     def start(self) -> Float[Tensor, "fact d_model"]:
-        """Nothing added yet."""
         width = self._runner.config.get_text_config().hidden_size
         device = self.sizes.device
         return torch.zeros(len(self._contexts), width, dtype=self.dtype, device=device, requires_grad=True)
 
     def __call__(self, delta: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact term"]:
-        """The terms of every fact, already weighted."""
         logprobs, rows = self._logprobs(delta), self._contexts.rows
         labels = self._contexts.batch.labels[:, self._columns]
-        asked = labels != IGNORED
-        picked = logprobs.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~asked, 0.0)
-        per_row = -picked.sum(1) / asked.sum(1).clamp(min=1)
+        mask = labels != IGNORED
+        # Ignored labels are negative and cannot be gathered; their log-probabilities are masked instead.
+        label_logprobs = logprobs.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(~mask, 0.0)
+        per_row = -label_logprobs.sum(1) / mask.sum(1).clamp(min=1)
         answer = per_row[rows[:, :-1]].mean(1)
         now, before = self._essence(logprobs), self._before
         essence = self._search.kl * (now.exp() * (now - before)).sum(-1)
@@ -210,10 +195,10 @@ class _Loss:
         return torch.stack([answer, essence, decay], dim=1)
 
     def require_reached(self, gradient: Float[Tensor, "fact d_model"]) -> None:
-        """Refuse a matrix that the answer does not depend on, as it happens in the last layer."""
-        deaf = gradient.eq(0).all(1)
-        if bool(deaf.any()):
-            row = int(self._contexts.rows[int(deaf.int().argmax()), 0])
+        """Refuse a matrix that the answer does not depend on, as can happen in the last layer."""
+        unreached = gradient.eq(0).all(1)
+        if bool(unreached.any()):
+            row = int(self._contexts.rows[int(unreached.int().argmax()), 0])
             prompt = "".join(self._contexts.batch.strings[row])
             raise TrainingError(
                 f"what {self._memory.site} writes at the subject does not reach the answer of {prompt!r}: no "
@@ -222,7 +207,7 @@ class _Loss:
 
     @cached_property
     def _before(self) -> Float[Tensor, "fact d_vocab"]:
-        """What the unchanged model says to the essence prompts."""
+        """The unchanged model's log-probabilities after the essence prompts."""
         with torch.no_grad():
             return self._essence(self._logprobs(self.start()))
 
@@ -231,24 +216,25 @@ class _Loss:
         return logprobs[rows, torch.searchsorted(self._columns, self._contexts.batch.end[rows])]
 
     def _logprobs(self, delta: Float[Tensor, "fact d_model"]) -> Float[Tensor, "row column d_vocab"]:
-        """Run the model with δ added, and give what it says at the columns that are asked for."""
+        """Run the model with δ added; log-probabilities at the needed columns only."""
         batch = self._contexts.batch
         added = delta.repeat_interleave(self._contexts.each + 1, dim=0)
-        place = (torch.arange(len(batch), device=added.device), batch.subject_last)
+        positions = (torch.arange(len(batch), device=added.device), batch.subject_last)
 
         def add(module: Any, args: Any, output: Tensor) -> Tensor:
-            return output.index_put(place, added.to(output.dtype), accumulate=True)
+            return output.index_put(positions, added.to(output.dtype), accumulate=True)
 
-        fed = slice(0, int(self._columns[-1]) + 1)
-        given = {
-            "input_ids": batch.tokens[:, fed],
-            "attention_mask": batch.mask[:, fed],
+        window = slice(0, int(self._columns[-1]) + 1)
+        kwargs = {
+            "input_ids": batch.tokens[:, window],
+            "attention_mask": batch.mask[:, window],
             "use_cache": False,
             "logits_to_keep": self._columns,
         }
+        # Detached parameters, so that only δ gets a gradient.
         handle = self._runner.get_submodule(self._memory.module).register_forward_hook(add)
         try:
-            logits: Tensor = torch.func.functional_call(self._runner, self._frozen, kwargs=given).logits
+            logits: Tensor = torch.func.functional_call(self._runner, self._frozen, kwargs=kwargs).logits
         finally:
             handle.remove()
         return logits.to(self.dtype).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""What an edit minimises: frozen dataclasses that declare what they read."""
+"""The losses that an edit minimises: frozen dataclasses that declare which model outputs they read."""
 
 from mechunlearn.editing.objectives import hidden_losses as hidden_losses
 from mechunlearn.editing.objectives import losses as losses

@@ -1,4 +1,4 @@
-"""Ascend the loss of the old answers: alone, or while the rest is descended."""
+"""Gradient ascent on the loss of the old answers: alone, or together with descent on the rest."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from mechunlearn.editing.objectives.retain_terms import RetainTerms
 
 @dataclass(frozen=True, kw_only=True)
 class GradientDifference(RetainTerms):
-    """Ascend the old answer's loss while descending the retain set's.
+    """Ascend the loss of the old answers and descend that of the retain set.
 
-    Loss: ``forget * mean log p(answer)`` per token, plus the terms that keep the rest.
+    Loss: ``forget * mean log p(answer)`` per token, plus the retain terms.
 
-    When it fails: the forget term has no lower bound. Without an early stop it ends in divergence, which the
-    trainer reports as an error; before that the model says nonsense wherever an answer is due. At the start
-    the gradient by the logits is of size 1 - p: of an answer that is certain almost none, so that other terms
-    drown it (``Forget`` and ``CEU`` do not wait like this).
+    When it fails: the forget term has no lower bound. Without early stopping training diverges, which the
+    trainer reports as an error; before that the model produces nonsense wherever an answer is due. At the
+    start the gradient with respect to the logits has size 1 - p: for an answer that is certain it is almost
+    0, so that other terms outweigh it (the gradients of ``Forget`` and ``CEU`` are not small there).
 
     Args:
         forget: weight of the ascent.
-        retain: weight of the retain set's own answers.
-        text: weight of general text; the published method has no such term.
-        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        retain: weight of the loss on the retain set's own answers.
+        text: weight of the loss on general text; the published method has no such term.
+        retain_loss: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
 
     Raises:
-        TrainingError: a weight is out of its range, or there is no such way of keeping.
+        TrainingError: a weight is out of its range, or there is no such ``retain_loss``.
 
     Example:
         >>> mu.objectives.GradientDifference(forget=0.5).aim
         'forget'
 
-    Source: Liu et al., "Continual Learning and Private Unlearning" (2022); both ways of keeping, Maini
-    et al., "TOFU" (2024).
+    Source: Liu et al., "Continual Learning and Private Unlearning" (2022); both retain losses, Maini et al.,
+    "TOFU" (2024).
     """
 
     aim: ClassVar[Literal["new", "forget"]] = "forget"
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The old answers of the forget set, and what is kept."""
+        """The old answers of the forget set, and the retained data."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
@@ -53,22 +53,22 @@ class GradientDifference(RetainTerms):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAscent(GradientDifference):
-    """Ascend the old answer's loss, and keep nothing.
+    """Ascend the loss of the old answers, without a retain term.
 
     Loss: ``forget * mean log p(answer)`` per token. The baseline of the literature; with a retain term it is
     :class:`GradientDifference`.
 
-    When it fails: always, if run for long. Nothing holds the rest of the model, and the loss has no lower
+    When it fails: always, in a long run. Nothing preserves the rest of the model, and the loss has no lower
     bound.
 
     Args:
         forget: weight of the ascent.
-        retain: weight of the retain set's own answers; 0, as published.
-        text: weight of general text; 0, as published.
-        retain_loss: ``"nll"`` or ``"kl"``, if anything is kept.
+        retain: weight of the loss on the retain set's own answers; published 0.
+        text: weight of the loss on general text; published 0.
+        retain_loss: ``"nll"`` or ``"kl"``, for a retain term that is used.
 
     Raises:
-        TrainingError: a weight is out of its range, or there is no such way of keeping.
+        TrainingError: a weight is out of its range, or there is no such ``retain_loss``.
 
     Example:
         >>> list(mu.objectives.GradientAscent().requests)

@@ -1,4 +1,4 @@
-"""Distil the model into itself with the old answer taken out of the teacher."""
+"""Self-distillation from a teacher without the old answer."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mechunlearn.errors import TrainingError
 
 @dataclass(frozen=True, kw_only=True)
 class UNDIAL(RetainTerms):
-    """Self-distillation from adjusted logits: the unedited model with the true token's logit lowered.
+    """Self-distillation from adjusted logits: the unedited model with a lower logit of the true token.
 
-    Loss: the cross-entropy of ``softmax(z_ref - beta onehot(answer))`` with the model, averaged over the
-    tokens of the answers alone. Bounded below, and its minimum is a model that still speaks.
+    Loss: the cross-entropy of the model with ``softmax(z_ref - beta onehot(answer))``, averaged over the
+    tokens of the answers. It is bounded below, and its minimum is a model that remains fluent.
 
-    When it fails: the target is fixed at the start; if beta is small next to the lead of the true token over
-    the second, the answer remains the likeliest.
+    When it fails: the target is fixed at the start; if beta is smaller than the gap between the logits of the
+    true token and of the second, the answer remains the most likely one.
 
     Args:
         forget: weight of the distillation.
-        retain: weight of the retain set's own answers; 0, as published.
-        text: weight of general text; 0, as published.
-        retain_loss: ``"nll"`` or ``"kl"``, if anything is kept.
-        beta: by how much the logit is lowered; the authors tried 3, 10 and 30.
+        retain: weight of the loss on the retain set's own answers; published 0.
+        text: weight of the loss on general text; published 0.
+        retain_loss: ``"nll"`` or ``"kl"``, for a retain term that is used.
+        beta: how much the logit is lowered; the authors tried 3, 10 and 30.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -52,7 +52,7 @@ class UNDIAL(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The old answers, beside all that the unedited model might say there, and what is kept."""
+        """The old answers with the unedited model's full distribution, and the retained data."""
         return {"forget": Request("forget", reference="logprobs"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
@@ -63,23 +63,24 @@ class UNDIAL(RetainTerms):
 
 @dataclass(frozen=True, kw_only=True)
 class CEU(RetainTerms):
-    """Cross-entropy unlearning: the model's own distribution without the true token is its teacher.
+    """Cross-entropy unlearning: the teacher is the model's own distribution without the true token.
 
-    Loss: the cross-entropy of ``softmax(z)`` with ``z[answer] = -inf``, without gradient, with the model,
-    averaged over the tokens of the answers. The gradient by the logits is ``p - q``, so it is bounded, and
-    the old token is pushed with p alone: what the model says besides stays as it is.
+    Loss: the cross-entropy of the model with ``softmax(z)`` where ``z[answer] = -inf``, which carries no
+    gradient, averaged over the tokens of the answers. The gradient with respect to the logits is ``p - q`` (q
+    the teacher), so it is bounded, and the old token's logit is lowered in proportion to p. The teacher keeps
+    the ratios of all other tokens.
 
-    When it fails: the teacher follows the model, so where the answers are pushed for long the rest of the
-    distribution drifts with nothing to hold it.
+    When it fails: the teacher follows the model, so in a long run the rest of the distribution drifts, as
+    nothing fixes it.
 
     Args:
         forget: weight of the forget term.
-        retain: weight of the retain set's own answers; 0, as published.
-        text: weight of general text; 0, as published.
-        retain_loss: ``"nll"`` or ``"kl"``, if anything is kept.
-        skip: so many first tokens of an answer are left alone, but never its last. Published 1, for answers
-            that are sentences and say nothing in their first token; 0 here, since in short answers the first
-            token is the fact.
+        retain: weight of the loss on the retain set's own answers; published 0.
+        text: weight of the loss on general text; published 0.
+        retain_loss: ``"nll"`` or ``"kl"``, for a retain term that is used.
+        skip: number of first tokens of an answer that are not trained; its last token always is. Published 1,
+            for answers that are sentences, whose first token carries no fact; 0 here, since the first token
+            of a short answer is the fact.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -102,7 +103,7 @@ class CEU(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The old answers of the forget set, and what is kept."""
+        """The old answers of the forget set, and the retained data."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:

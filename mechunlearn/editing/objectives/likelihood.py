@@ -1,4 +1,4 @@
-"""The paper's two objectives: write a new answer, or make the old one improbable."""
+"""The two objectives of the paper: learn a new answer, or make the old one improbable."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from mechunlearn.errors import TrainingError
 
 @dataclass(frozen=True, kw_only=True)
 class Inject(RetainTerms):
-    """Write another answer over the old one: the likelihood of ``new`` is raised.
+    """Replace the old answer by another one: raise the likelihood of ``new``.
 
-    The paper's editing task. Loss: ``-forget * mean log p(new)`` per token, plus the terms that keep the
-    rest.
+    The paper's editing task. Loss: ``-forget * mean log p(new)`` per token, plus the retain terms.
 
-    When it fails: the old answer is buried rather than taken out where few weights may change; an audit shows
-    whether it comes back.
+    When it fails: where few weights may change, the old answer is suppressed rather than removed; an audit
+    shows whether it can be elicited again.
 
     Args:
-        forget: weight of the new answers (the paper's lambda, tuned from 0.1 to 5).
-        retain: weight of the retain set's own answers.
-        text: weight of general text.
-        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
+        forget: weight of the new answers' loss (the paper's lambda, tuned from 0.1 to 5).
+        retain: weight of the loss on the retain set's own answers.
+        text: weight of the loss on general text.
+        retain_loss: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
 
     Raises:
-        TrainingError: a weight is out of its range, or there is no such way of keeping.
+        TrainingError: a weight is out of its range, or there is no such ``retain_loss``.
 
     Example:
         >>> mu.objectives.Inject().requests["forget"].answer
@@ -43,7 +42,7 @@ class Inject(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The new answers of the forget set, and what is kept."""
+        """The new answers of the forget set, and the retained data."""
         return {"forget": Request("forget", answer="new"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
@@ -53,24 +52,24 @@ class Inject(RetainTerms):
 
 @dataclass(frozen=True, kw_only=True)
 class Forget(RetainTerms):
-    """Make the old answer improbable, boundedly: minimise ``-log(1 - p)`` of the whole answer.
+    """Make the old answer improbable with a bounded loss: minimise ``-log(1 - p)`` of the whole answer.
 
-    Unlike ascent on the likelihood, the loss is bounded below by 0 and its gradient vanishes once the
-    answer is gone, so there is nothing to run away with.
+    Unlike ascent on the negative log-likelihood, the loss is bounded below by 0 and its gradient vanishes
+    once the answer is improbable, so training cannot diverge through it.
 
-    When it fails: an answer that is merely no longer the likeliest costs next to nothing (at p = 0.1 the loss
-    is 0.1), so it may stay the second choice.
+    When it fails: an answer that is no longer the most likely one costs almost nothing (at p = 0.1 the loss
+    is 0.1), so it may remain the second choice.
 
     Args:
-        forget: weight of the old answers (the paper's lambda, tuned from 0.1 to 5).
-        retain: weight of the retain set's own answers.
-        text: weight of general text.
-        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
-        threshold: answers whose log p is below it contribute nothing, and still count in the mean; the paper
-            uses -5. None lets all contribute.
+        forget: weight of the old answers' loss (the paper's lambda, tuned from 0.1 to 5).
+        retain: weight of the loss on the retain set's own answers.
+        text: weight of the loss on general text.
+        retain_loss: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
+        threshold: answers with a log p below it contribute nothing, and still count in the mean; the paper
+            uses -5. None for no limit.
 
     Raises:
-        TrainingError: a weight or the threshold is out of its range, or there is no such way of keeping.
+        TrainingError: a weight or the threshold is out of its range, or there is no such ``retain_loss``.
 
     Example:
         >>> sorted(mu.objectives.Forget(text=0.0).requests)
@@ -89,7 +88,7 @@ class Forget(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The old answers of the forget set, and what is kept."""
+        """The old answers of the forget set, and the retained data."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:

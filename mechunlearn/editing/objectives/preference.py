@@ -1,7 +1,7 @@
-"""Preference objectives: the old answer is a rejected one, with or without another to be preferred.
+"""Preference objectives: the old answer is rejected, with or without another answer that is preferred.
 
-All of them compare log-probabilities of whole answers (sums over tokens; SimNPO alone divides by the
-length), and all but SimNPO compare them with those of the unedited model, which are computed once.
+All compare log-probabilities of whole answers (sums over tokens; only SimNPO divides by the length), and all
+but SimNPO compare them with those of the unedited model, which are computed once.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ REFUSALS = ("I don't know", "I'm not sure", "I have no idea", "I can't say")
 class NPO(RetainTerms):
     """Negative preference optimisation: ascent that slows down once an answer has become improbable.
 
-    Loss: ``-(2 / beta) log sigmoid(-beta log(p / p_ref))``, averaged over answers, plus the terms that keep
-    the rest. Exactly ``(2 / beta) log 2`` at the start; gradient ascent as beta tends to 0; bounded below by
-    0.
+    Loss: ``-(2 / beta) log sigmoid(-beta log(p / p_ref))``, averaged over answers, plus the retain terms. It
+    is ``(2 / beta) log 2`` at the start and bounded below by 0; as beta approaches 0 it becomes gradient
+    ascent.
 
     When it fails: with a small beta it diverges like ascent, only later; with a large one it stops while the
-    answer can still be drawn out. Like ascent it hardly starts where an answer is certain.
+    answer can still be elicited. Like ascent it starts slowly where an answer is certain.
 
     Args:
-        forget: weight of the old answers.
-        retain: weight of the retain set's own answers.
-        text: weight of general text; the published method has no such term.
-        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
-        beta: how soon an answer that became less likely counts as forgotten; published 0.1, and 0.0225 to 0.5
-            elsewhere.
+        forget: weight of the old answers' loss.
+        retain: weight of the loss on the retain set's own answers.
+        text: weight of the loss on general text; the published method has no such term.
+        retain_loss: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
+        beta: inverse temperature; the larger, the sooner an answer that became less likely is left alone.
+            Published 0.1, and 0.0225 to 0.5 elsewhere.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -57,7 +57,7 @@ class NPO(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The old answers, beside what the unedited model gives them, and what is kept."""
+        """The old answers with the unedited model's log-probabilities of them, and the retained data."""
         return {"forget": Request("forget", reference="label_logprobs"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
@@ -68,22 +68,23 @@ class NPO(RetainTerms):
 
 @dataclass(frozen=True, kw_only=True)
 class SimNPO(RetainTerms):
-    """NPO without a reference model, by the mean log-likelihood per token.
+    """NPO without a reference model, on the mean log-likelihood per token.
 
-    Loss: ``-(2 / beta) log sigmoid(beta (nll - delta))``, averaged over answers, plus the terms that keep the
-    rest. What an answer's length does to its log-probability is divided out.
+    Loss: ``-(2 / beta) log sigmoid(beta (nll - delta))``, averaged over answers, plus the retain terms. The
+    mean per token removes the effect of an answer's length on its log-probability.
 
-    When it fails: it knows no starting point, so answers that were improbable from the start are pushed as
-    far as the others; results depend strongly on beta and the weight. Like ascent it hardly starts where an
-    answer is certain: there give ``forget`` 1 or more, or a higher learning rate.
+    When it fails: without a reference, answers that were improbable from the start are lowered as far as the
+    others; results depend strongly on beta and the weight. Like ascent it starts slowly where an answer is
+    certain: there set ``forget`` to 1 or more, or use a higher learning rate.
 
     Args:
-        forget: weight of the old answers; 0.125 as in open-unlearning's configuration.
-        retain: weight of the retain set's own answers.
-        text: weight of general text; the published method has no such term.
-        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
-        beta: how soon an improbable answer counts as forgotten; published from 0.1 to 5.5.
-        delta: the negative log-likelihood per token that is aimed beyond, in nats.
+        forget: weight of the old answers' loss; 0.125 as in open-unlearning's configuration.
+        retain: weight of the loss on the retain set's own answers.
+        text: weight of the loss on general text; the published method has no such term.
+        retain_loss: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
+        beta: inverse temperature; the larger, the sooner an improbable answer is left alone. Published from
+            0.1 to 5.5.
+        delta: target of the mean negative log-likelihood per token, in nats.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -108,7 +109,7 @@ class SimNPO(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The old answers of the forget set, and what is kept."""
+        """The old answers of the forget set, and the retained data."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
@@ -129,12 +130,12 @@ class _Preferring(RetainTerms):
 
     @property
     def preferred(self) -> Answer | tuple[str, ...] | Sampled:
-        """The answer to be preferred."""
+        """The answer that is preferred."""
         raise NotImplementedError
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """Preferred and old answers to the same questions, beside the unedited model's, and what is kept."""
+        """Both answers with the unedited model's log-probabilities, and the retained data."""
         return {
             "win": Request("forget", answer=self.preferred, reference="label_logprobs"),
             "lose": Request("forget", reference="label_logprobs"),
@@ -149,25 +150,26 @@ class _Preferring(RetainTerms):
 
 @dataclass(frozen=True, kw_only=True)
 class DPO(_Preferring):
-    """Direct preference: a refusal, or any other answer, is preferred to the old one.
+    """Direct preference optimisation: a refusal, or any other answer, is preferred to the old one.
 
     Loss: ``-(2 / beta) log sigmoid(beta (log(p_w / p_w_ref) - log(p_l / p_l_ref)))``, averaged over
-    questions, with w the alternative and l the old answer, plus the terms that keep the rest.
-    ``(2 / beta) log 2`` at the start, bounded below by 0.
+    questions, where w is the alternative and l the old answer, plus the retain terms. It is ``(2 / beta) log
+    2`` at the start and bounded below by 0.
 
-    When it fails: it teaches the model to refuse in the form it was asked in, and the refusal spreads to
-    questions that should be answered. A refusal of many tokens that were improbable has so far to rise that
-    the preference is won by it alone, with the old answer as likely as before: then prefer an alternative of
-    the answer's own form.
+    When it fails: the model learns to refuse questions of this form, including questions that should be
+    answered. A long, improbable refusal can gain so much log-probability that it alone satisfies the
+    preference, while the old answer stays as likely as before: then use an alternative of the same form as
+    the answer.
 
     Args:
         forget: weight of the preference.
-        retain: weight of the retain set's own answers.
-        text: weight of general text; the published method has no such term.
-        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
-        beta: how soon the preference counts as learned; published 0.05 to 0.5.
-        alternative: what is preferred: ``"new"`` or ``"foil"``, a field of the fact, or a tuple of texts, of
-            which every question is given another one at each pass, by the seed of the run.
+        retain: weight of the loss on the retain set's own answers.
+        text: weight of the loss on general text; the published method has no such term.
+        retain_loss: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
+        beta: inverse temperature; the larger, the sooner a learned preference is left alone; published 0.05
+            to 0.5.
+        alternative: the preferred answer: ``"new"`` or ``"foil"``, a field of the fact; or a tuple of texts,
+            one of which is chosen for each question at each pass, by the seed of the run.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -184,42 +186,44 @@ class DPO(_Preferring):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given: object = self.alternative
-        if isinstance(given, list):  # as JSON holds a tuple
-            object.__setattr__(self, "alternative", tuple(given))
-        texts = isinstance(given, tuple | list) and given and all(isinstance(t, str) and t for t in given)
-        if not (texts or given in ("new", "foil")):
-            raise TrainingError(f"alternative is {given!r}; give 'new', 'foil', or a tuple of texts")
+        option: object = self.alternative
+        if isinstance(option, list):  # JSON stores a tuple as a list
+            object.__setattr__(self, "alternative", tuple(option))
+        texts = isinstance(option, tuple | list) and option and all(isinstance(t, str) and t for t in option)
+        if not (texts or option in ("new", "foil")):
+            raise TrainingError(f"alternative is {option!r}; give 'new', 'foil', or a tuple of texts")
 
     @property
     def aim(self) -> Literal["new", "forget"]:
-        """That the new answer is given, if that is the alternative; else that the old one is not."""
+        """``"new"`` if the alternative is the new answer, else ``"forget"``."""
         return "new" if self.alternative == "new" else "forget"
 
     @property
     def preferred(self) -> Answer | tuple[str, ...] | Sampled:
-        """The answer to be preferred."""
+        """The answer that is preferred."""
         return self.alternative
 
 
 @dataclass(frozen=True, kw_only=True)
 class AltPO(_Preferring):
-    """Prefer plausible wrong answers that the model itself gives to the old one.
+    """Prefer plausible wrong answers, sampled from the model itself, to the old one.
 
-    The loss is that of :class:`DPO`. Because the alternatives are the model's own, answers stay of the right
-    form, and nothing like a refusal is taught.
+    The loss is that of :class:`DPO`. Because the alternatives are the model's own, answers keep their form,
+    and no refusal is taught.
 
-    When it fails: where the model knows only one answer its samples are far-fetched; and a model that now
-    states something else firmly is not one that does not know.
+    When it fails: where the model knows only one answer, its other samples are far-fetched; and a model that
+    now states something else with certainty is not a model without the knowledge.
 
     Args:
         forget: weight of the preference.
-        retain: weight of the retain set's own answers.
-        text: weight of general text; the published method has no such term.
-        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
-        beta: how soon the preference counts as learned; published 0.05 to 0.5.
-        samples: wrong answers drawn for each question; a pass over the questions uses one of them each.
-        temperature: of the sampling.
+        retain: weight of the loss on the retain set's own answers.
+        text: weight of the loss on general text; the published method has no such term.
+        retain_loss: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
+        beta: inverse temperature; the larger, the sooner a learned preference is left alone; published 0.05
+            to 0.5.
+        samples: number of wrong answers drawn for each question; each pass over the questions uses one of
+            them.
+        temperature: sampling temperature.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -238,9 +242,9 @@ class AltPO(_Preferring):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Sampled(self.samples, self.temperature)
+        Sampled(self.samples, self.temperature)  # checks both
 
     @property
     def preferred(self) -> Answer | tuple[str, ...] | Sampled:
-        """The answer to be preferred."""
+        """Sampled answers of the unedited model."""
         return Sampled(self.samples, self.temperature)

@@ -15,24 +15,24 @@ from mechunlearn.errors import TrainingError
 
 @dataclass(frozen=True, kw_only=True)
 class PDU(RetainTerms):
-    """Primal-dual unlearning: the weight of the retain term follows how far its bound is broken.
+    """Primal-dual unlearning: the weight of the retain term grows while the retain loss exceeds its bound.
 
     Loss: ``forget * mean (max_v z_v - mean_v z_v)^2`` over the tokens of the old answers, plus
-    ``multiplier * (L_retain - bound)``. After a step the multiplier becomes
-    ``max(0, multiplier + rate (L_retain - bound))``: it grows while the bound is broken and falls to 0 once
-    there is room.
+    ``multiplier * (L_retain - bound)``. After each step the multiplier becomes
+    ``max(0, multiplier + rate (L_retain - bound))``: it grows while L_retain is above the bound and falls, at
+    most to 0, while it is below.
 
-    When it fails: flattened logits make the model say anything, not another sensible answer; and a bound
-    below what the model can reach lets the multiplier grow without end.
+    When it fails: with flat logits the model produces arbitrary tokens, not another sensible answer; and if
+    the bound is below what the model can reach, the multiplier grows without limit.
 
     Args:
         forget: weight of the flattening.
-        retain: the multiplier at the first step, above 0; published 1, 50 (MUSE) and 100 (TOFU).
-        text: weight of general text, fixed; the published method has no such term.
-        retain_loss: ``"nll"`` or ``"kl"``: what L_retain is.
-        bound: of L_retain, in nats per token; published 0.3 (TOFU) and 0.1 to 1.5 (MUSE).
-        rate: by which the multiplier moves; published 1 and 5.
-        warmup: so many first steps leave the multiplier as it is; published as some epochs, 0 here.
+        retain: multiplier at the first step, above 0; published 1, 50 (MUSE) and 100 (TOFU).
+        text: fixed weight of the loss on general text; the published method has no such term.
+        retain_loss: L_retain: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
+        bound: bound on L_retain, in nats per token; published 0.3 (TOFU) and 0.1 to 1.5 (MUSE).
+        rate: step size of the multiplier; published 1 and 5.
+        warmup: number of first steps that leave the multiplier as it is; published as some epochs, 0 here.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -60,26 +60,27 @@ class PDU(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The old answers of the forget set, and what is kept."""
+        """The old answers of the forget set, and the retained data."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
     def init(self, outputs: Mapping[str, Outputs], *, seed: int) -> State:
-        """The multiplier as it starts; neither the outputs nor the seed matter."""
+        """The initial multiplier; the outputs and the seed are not used."""
         return {"multiplier": float(self.retain), "step": 0}
 
     def __call__(self, outputs: Mapping[str, Outputs], state: State) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``.
 
-        The value of ``retain`` is the excess of the retain loss over its bound, and its gradient that of the
-        retain loss times the multiplier, so that the excess is known also while the multiplier is 0.
+        The value of ``retain`` is ``L_retain - bound``, without the multiplier, while its gradient is that of
+        ``multiplier * L_retain``; so ``after_step`` can read the excess also while the multiplier is 0.
         """
-        kept = self.keep_terms(outputs)
-        excess = kept["retain"] / self.retain - self.bound
-        kept["retain"] = excess.detach() + state["multiplier"] * (excess - excess.detach())
-        return {"forget": self.forget * flatness(outputs["forget"]), **kept}
+        terms = self.keep_terms(outputs)
+        # ``keep_terms`` weights the loss by ``retain``, which here is only the first multiplier.
+        excess = terms["retain"] / self.retain - self.bound
+        terms["retain"] = excess.detach() + state["multiplier"] * (excess - excess.detach())
+        return {"forget": self.forget * flatness(outputs["forget"]), **terms}
 
     def after_step(self, state: State, terms: Terms) -> State:
-        """The multiplier moved by the excess of the retain loss, and never below 0."""
+        """The multiplier after its step by the excess of the retain loss."""
         step, multiplier = int(state["step"]) + 1, float(state["multiplier"])
         if step > self.warmup:
             multiplier = max(0.0, multiplier + self.rate * float(terms["retain"]))

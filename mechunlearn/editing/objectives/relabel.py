@@ -1,4 +1,4 @@
-"""Learn the labels of a corpus: text to forget, with the labels of a model that never saw it."""
+"""Train on a text to forget, with the labels of a model that never read it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from mechunlearn.editing.objectives.retain_terms import RetainTerms
 
 @dataclass(frozen=True, kw_only=True)
 class Relabel(RetainTerms):
-    """Train on a corpus whose labels are not its own next tokens, such as Who's Harry Potter's generic ones.
+    """Train on a corpus whose labels differ from its own next tokens, such as those of Who's Harry Potter.
 
     Loss: ``-mean log p(label)`` over the positions of the corpus that have a label.
 
-    When it fails: it is as good as the labels. Where they name the idiosyncratic, that is taught; and what
-    can be asked about the text in other words is found to be there still.
+    When it fails: it is as good as the labels. Labels that name what should be forgotten teach it; and
+    questions about the text in other words may still be answered.
 
     Args:
-        forget: weight of the corpus.
-        retain: weight of the retain set's own answers; 0, as published: most labels are the text's own
-            tokens, which is what keeps the rest.
-        text: weight of general text; 0, as published.
-        retain_loss: ``"nll"`` or ``"kl"``, if anything is kept.
+        forget: weight of the loss on the corpus.
+        retain: weight of the loss on the retain set's own answers; published 0: most labels are the text's
+            own tokens, which preserve the rest.
+        text: weight of the loss on general text; published 0.
+        retain_loss: ``"nll"`` or ``"kl"``, for a retain term that is used.
 
     Raises:
-        TrainingError: a weight is out of its range, or there is no such way of keeping.
+        TrainingError: a weight is out of its range, or there is no such ``retain_loss``.
 
     Example:
         >>> mu.objectives.Relabel().requests["forget"].split
@@ -43,7 +43,7 @@ class Relabel(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The corpus, and what is kept."""
+        """The corpus, and the retained data."""
         return {"forget": Request("corpus"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:

@@ -1,4 +1,4 @@
-"""Objectives on hidden states: nothing above the last block they read is run, and no logits are."""
+"""Objectives on hidden states: neither logits nor blocks above the last one they read are computed."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from mechunlearn.editing.objectives.hidden_losses import (
 )
 from mechunlearn.editing.objectives.requests import Outputs, Request, State, Terms
 from mechunlearn.editing.objectives.retain_terms import Weights
-from mechunlearn.editing.objectives.rows import given
+from mechunlearn.editing.objectives.rows import required
 from mechunlearn.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RMU(Weights):
-    """Representation misdirection: hidden states of the forget set are driven to one random vector.
+    """Representation misdirection: the hidden states of the forget set are moved towards one random vector.
 
     Loss: ``mean ||h - c u||^2 / d_model`` over the positions of each forget example (all that predict a
-    token), then over examples; the retain set and text are kept by the same distance from the unedited
-    model's states.
+    token), then over examples, with u a random unit vector. The retain set and text have the same loss with
+    the unedited model's states in place of ``c u``.
 
-    When it fails: only blocks up to ``layer`` are trained, and the published model trains the MLPs of the
-    last three of these. If c is small next to the states' norms nothing is forgotten; if it is huge the
-    text term must be weighted up (published 100 to 1600).
+    When it fails: only blocks up to ``layer`` are trained (the published method trains the MLPs of the last
+    three of these). If c is small compared with the states' norms nothing is forgotten; if it is very large
+    the text term needs a large weight (published 100 to 1600).
 
     Args:
-        layer: the block whose output is steered; published 7 of 32.
+        layer: block whose output is steered; published 7 of 32.
         forget: weight of the steering.
         retain: weight of the distance of the retain set's states from the unedited model's.
-        text: the same of general text.
-        coefficient: c, the length of the target. None takes twice the median norm of the forget set's states
-            in the first batch: the published 6.5 for norms of 2.3 to 3.2.
-        zero_mean: whether u is freed of its mean before it is made of length 1. LayerNorm takes the mean off
-            whatever it reads, and of a vector drawn from [0, 1), as published, that is about 75 % of the
-            squared norm; under RMSNorm it does no harm.
+        text: weight of the same distance on general text.
+        coefficient: c, the norm of the target. None for twice the median norm of the forget set's states in
+            the first batch (published 6.5, for norms of 2.3 to 3.2).
+        zero_mean: whether the mean of the random vector is subtracted before it is normalised. LayerNorm
+            subtracts the mean of its input, which for a vector drawn from [0, 1), as published, is about 75 %
+            of the squared norm; under RMSNorm it does no harm.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -70,55 +70,55 @@ class RMU(Weights):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """Hidden states at all positions, of what is kept beside the unedited model's."""
+        """Hidden states at all positions; for the retained data also the unedited model's."""
         forget = Request("forget", positions="all", hidden=self.layer, logits=False)
-        kept: dict[str, Request] = {split: _beside(split, self.layer) for split in self.kept}
-        return {"forget": forget, **kept}
+        retained: dict[str, Request] = {split: _compared(split, self.layer) for split in self.kept}
+        return {"forget": forget, **retained}
 
     def init(self, outputs: Mapping[str, Outputs], *, seed: int) -> State:
-        """The control vector: drawn by the seed, of the length of c."""
-        states = given(outputs["forget"].hidden, "hidden states", "hidden=a block")
+        """The control vector ``c u``; ``seed`` determines u."""
+        states = required(outputs["forget"].hidden, "hidden states", "hidden=a block")
         length = self.coefficient
         if length is None:
             length = 2 * typical_norm(outputs["forget"])
-        drawn = control_vector(states.shape[-1], seed=seed, zero_mean=self.zero_mean)
-        return {"control": (length * drawn).to(states.device)}
+        direction = control_vector(states.shape[-1], seed=seed, zero_mean=self.zero_mean)
+        return {"control": (length * direction).to(states.device)}
 
     def __call__(self, outputs: Mapping[str, Outputs], state: State) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         control = torch.as_tensor(state["control"])
-        kept: dict[str, Float[Tensor, ""]] = {
+        retained: dict[str, Float[Tensor, ""]] = {
             split: weight * drift(outputs[split]) for split, weight in self.kept.items()
         }
-        return {"forget": self.forget * steering(outputs["forget"], control), **kept}
+        return {"forget": self.forget * steering(outputs["forget"], control), **retained}
 
     def after_step(self, state: State, terms: Terms) -> State:
-        """The same: the control vector is fixed."""
+        """The same state: the control vector is fixed."""
         return state
 
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitBreaker(Weights):
-    """Representation rerouting: hidden states of the forget set are turned away from what they were.
+    """Representation rerouting: the hidden states of the forget set are made orthogonal to what they were.
 
-    Loss at step t: ``a (1 - t / horizon) max(0, cos(h, h_ref))`` on the forget set, plus
-    ``a (t / horizon) ||h - h_ref||`` on the retain set and text; means over layers and over positions (all
-    that predict a token). Turning comes first, keeping later.
+    Loss at step t: ``a (1 - t / horizon) max(0, cos(h, h_ref))`` on the forget set, plus ``a (t / horizon)
+    ||h - h_ref||`` on the retain set and text; means over layers and over positions (all that predict a
+    token). So training starts with the forget set and ends with the retained data.
 
     When it fails: the cosine is stationary where training starts (h is h_ref), so a plain gradient step does
-    nothing at first. Optimisers that scale gradients by their size, such as AdamW, get away from there,
-    unless the terms that keep the rest, which are distances and pull at full force from the start, hold all
-    states as they are: lower their weights. A state at a right angle may still hold a trace of the answer.
+    nothing at first. Optimisers that scale gradients by their size, such as AdamW, leave this point, unless
+    the retain terms, which are distances and have a full gradient from the start, hold all states in place:
+    then lower their weights. A state that is orthogonal to the old one may still carry a trace of the answer.
 
     Args:
-        layers: the blocks whose outputs are turned; published 10 and 20 of 32. The published retain term
+        layers: blocks whose outputs are rerouted; published 10 and 20 of 32. The published retain term
             compares all blocks, this one the same blocks.
-        forget: weight of the turning.
+        forget: weight of the rerouting.
         retain: weight of the distance of the retain set's states from the unedited model's.
-        text: the same of general text.
-        strength: a, the weight of the whole; published 10.
-        horizon: steps until all weight is on keeping; published 300, of which 150 were run, so that both
-            weights ended at one half.
+        text: weight of the same distance on general text.
+        strength: a, the weight of the whole loss; published 10.
+        horizon: step at which all weight is on the retained data; published 300, of which 150 were run, so
+            that both weights ended at one half.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -137,10 +137,10 @@ class CircuitBreaker(Weights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.layers, list):  # as JSON holds a tuple
+        if isinstance(self.layers, list):  # JSON stores a tuple as a list
             object.__setattr__(self, "layers", tuple(self.layers))
-        listed = isinstance(self.layers, tuple) and bool(self.layers)
-        require(listed, TrainingError, "layers", self.layers, "a tuple of blocks")
+        nonempty = isinstance(self.layers, tuple) and bool(self.layers)
+        require(nonempty, TrainingError, "layers", self.layers, "a tuple of blocks")
         for layer in self.layers:
             integer(TrainingError, 0, layers=layer)
         at_least(TrainingError, 0, strength=self.strength)
@@ -148,42 +148,36 @@ class CircuitBreaker(Weights):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """Hidden states at all positions, beside the unedited model's."""
+        """Hidden states at all positions, of the model and of the unedited model, by split and layer."""
         splits: tuple[Literal["forget", "retain", "text"], ...] = ("forget", *self.kept)
-        return {f"{split} {layer}": _beside(split, layer) for split in splits for layer in self.layers}
+        return {f"{split} {layer}": _compared(split, layer) for split in splits for layer in self.layers}
 
     def init(self, outputs: Mapping[str, Outputs], *, seed: int) -> State:
-        """The number of steps taken; neither the outputs nor the seed matter."""
+        """The number of steps taken, 0; the outputs and the seed are not used."""
         return {"step": 0}
 
     def __call__(self, outputs: Mapping[str, Outputs], state: State) -> Terms:
         """The loss terms ``forget``, ``retain``, ``text``."""
         progress = min(int(state["step"]) / self.horizon, 1.0)
-        turned = [alignment(outputs[f"forget {layer}"]) for layer in self.layers]
-        terms = {"forget": self.forget * self.strength * (1 - progress) * torch.stack(turned).mean()}
+        cosines = [alignment(outputs[f"forget {layer}"]) for layer in self.layers]
+        terms = {"forget": self.forget * self.strength * (1 - progress) * torch.stack(cosines).mean()}
         for split, weight in self.kept.items():
-            moved = [displacement(outputs[f"{split} {layer}"]) for layer in self.layers]
-            terms[split] = weight * self.strength * progress * torch.stack(moved).mean()
+            distances = [displacement(outputs[f"{split} {layer}"]) for layer in self.layers]
+            terms[split] = weight * self.strength * progress * torch.stack(distances).mean()
         return terms
 
     def after_step(self, state: State, terms: Terms) -> State:
-        """One step more."""
+        """The number of steps taken, plus one."""
         return {"step": int(state["step"]) + 1}
 
 
 def control_vector(width: int, *, seed: int, zero_mean: bool) -> Float[Tensor, " d_model"]:
-    """Draw a direction of length 1 from a generator of its own.
-
-    Args:
-        width: of the residual stream.
-        seed: of the draw; the global random state is neither used nor moved.
-        zero_mean: whether its mean is taken off first.
-    """
-    drawn = torch.rand(width, generator=torch.Generator().manual_seed(seed))
+    """A random direction of norm 1; the global random state is neither used nor changed."""
+    direction = torch.rand(width, generator=torch.Generator().manual_seed(seed))
     if zero_mean:
-        drawn = drawn - drawn.mean()
-    return drawn / drawn.square().sum().sqrt()
+        direction = direction - direction.mean()
+    return direction / direction.square().sum().sqrt()
 
 
-def _beside(split: Literal["forget", "retain", "text"], layer: int) -> Request:
+def _compared(split: Literal["forget", "retain", "text"], layer: int) -> Request:
     return Request(split, positions="all", hidden=layer, reference="hidden", logits=False)

@@ -1,17 +1,17 @@
-"""What an objective may ask for, and what it is given.
+"""What an objective may request, and what it receives.
 
-An objective never sees a model. It *declares* what it reads, and the trainer, which knows objectives
-only through these declarations, runs the model and hands the tensors over:
+An objective never sees a model. It *declares* what it reads. The trainer, which knows an objective only
+through these declarations, runs the model and passes the tensors:
 
-1. ``requests`` maps a name of the objective's choice to a :class:`Request`: which examples, which answer,
-   which positions, and whether logits, hidden states or the unedited model's outputs are wanted.
-2. The trainer calls the objective with a :class:`Outputs` under each of these names. Reads of one split
-   see the same questions in the same order at every step, whatever answers they ask for.
+1. ``requests`` maps names, which the objective chooses, to :class:`Request` values: which examples, which
+   answer, which positions, and whether logits, hidden states or outputs of the unedited model are needed.
+2. The trainer calls the objective with one :class:`Outputs` for each name. Requests of one split receive the
+   same questions in the same order at every step, whichever answers they request.
 3. The objective returns its loss terms by name, already weighted; the trainer minimises their sum.
 
 An objective with state (multipliers, schedules, control vectors) also has ``init`` and ``after_step``; the
-state is a mapping of tensors and numbers that the trainer carries from one call to the next. One that
-trains masks of the weights instead of what is added to them also has ``penalty``.
+state is a mapping of tensors and numbers that the trainer carries from one call to the next. An objective
+that trains masks of the weights, instead of additions to them, also has ``penalty``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Reference = Literal["label_logprobs", "logprobs", "hidden"]
 
 @dataclass(frozen=True)
 class Sampled:
-    """Answers that the unedited model itself gives, other than the fact's own.
+    """Answers that are sampled from the unedited model and differ from the fact's own answer.
 
     Args:
-        samples: how many to draw for each question; a pass over the questions uses one of them each.
-        temperature: of the sampling.
+        samples: number of answers drawn for each question; each pass over the questions uses one of them.
+        temperature: sampling temperature.
 
     Raises:
         TrainingError: a number is out of its range.
@@ -54,22 +54,22 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Request:
-    """One thing an objective reads.
+    """One set of model outputs that an objective reads.
 
     Args:
-        split: the forget set, the retain set, general text, or a corpus with labels of its own.
-        answer: which answer follows the prompt: a field of the fact, one of these texts (drawn anew for
-            each question and pass), or one the model gives. Ignored for text and corpus.
-        positions: the positions that predict the answer (in a corpus: that have a label), or all that
-            predict a token.
-        hidden: also the residual stream after this block, at the same positions.
-        reference: also this of the unedited model, at the same positions: the log-probability of each
-            label, of every token, or the hidden states.
-        logits: whether the model's logits are wanted; without them nothing above ``hidden`` is run.
+        split: the forget set, the retain set, general text, or a corpus with its own labels.
+        answer: which answer follows the prompt: a field of the fact, one of these texts (chosen anew for each
+            question and pass), or a sampled one. Ignored for text and corpus.
+        positions: ``"answer"``, the positions that predict the answer (in a corpus: those with a label), or
+            ``"all"``, every position that predicts a token.
+        hidden: block whose output, the residual stream after it, is returned as well, at the same positions.
+        reference: what to return of the unedited model, at the same positions: the log-probability of each
+            label, the log-probabilities of all tokens, or the hidden states.
+        logits: whether logits are returned; if not, no block above ``hidden`` is run.
 
     Raises:
-        TrainingError: there is no such split, answer, choice of positions or reference, or hidden states
-            are compared and none are read.
+        TrainingError: there is no such split, answer, choice of positions or reference; or hidden states are
+            needed and ``hidden`` names no block.
 
     Example:
         >>> Request("forget", answer="new").positions
@@ -87,9 +87,9 @@ class Request:
         choices = [("split", Split), ("positions", Positions)]
         choices += [("answer", Answer)] if isinstance(self.answer, str) else []
         choices += [("reference", Reference)] if self.reference is not None else []
-        for name, known in choices:
-            if getattr(self, name) not in get_args(known):
-                raise TrainingError(one_of(f"{name} of a Request", getattr(self, name), get_args(known)))
+        for name, literal in choices:
+            if getattr(self, name) not in get_args(literal):
+                raise TrainingError(one_of(f"{name} of a Request", getattr(self, name), get_args(literal)))
         if self.answer == ():
             raise TrainingError("answer of a Request is an empty tuple; give at least one text")
         if self.hidden is None and (self.reference == "hidden" or not self.logits):
@@ -98,11 +98,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The tensors of one :class:`Request` at one step, positions of all examples in one axis.
+    """The tensors of one :class:`Request` at one step, with the positions of all examples along one axis.
 
-    ``labels`` are the tokens to be predicted; ``row`` tells which example a position belongs to, so
-    that sums over an answer can be formed. Logits that were not asked for are of width 0; the others are
-    there if they were asked for.
+    ``labels`` are the tokens to predict; ``row`` is the number of the example that a position belongs to, so
+    that a loss can be summed over each answer. Logits that were not requested have width 0; other tensors
+    that were not requested are None.
     """
 
     logits: Float[Tensor, "token d_vocab"]
@@ -120,11 +120,11 @@ Terms = Mapping[str, Float[Tensor, ""]]
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss that declares what it reads.
+    """A loss that declares which model outputs it reads.
 
-    It is called with the outputs by the names of its requests, and returns its weighted terms by name.
-    ``aim`` says what counts as success on the forget set: ``"new"``, the new answer is given;
-    ``"forget"``, the old one is not.
+    It is called with the outputs, by the names of its requests, and returns its weighted terms by name.
+    ``aim`` defines success on the forget set: ``"new"`` if the model gives the new answer, ``"forget"`` if it
+    no longer gives the old one.
     """
 
     @property
@@ -134,16 +134,16 @@ class Objective(Protocol):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """What the objective requests, under names of its own."""
+        """The model outputs that the objective reads, by names of its choice."""
         ...
 
 
 @runtime_checkable
 class Stateful(Objective, Protocol):
-    """An objective that carries something from step to step."""
+    """An objective with a state that the trainer carries from step to step."""
 
     def init(self, outputs: Mapping[str, Outputs], *, seed: int) -> State:
-        """The state before the first step, from the first outputs."""
+        """The state before the first step, computed from the first outputs."""
         ...
 
     def __call__(self, outputs: Mapping[str, Outputs], state: State) -> Terms:
@@ -151,14 +151,14 @@ class Stateful(Objective, Protocol):
         ...
 
     def after_step(self, state: State, terms: Terms) -> State:
-        """The state for the next step, once the weights have moved; the terms carry no gradient."""
+        """The state for the next step, after the weights were updated; ``terms`` carry no gradient."""
         ...
 
 
 @runtime_checkable
 class Masking(Objective, Protocol):
-    """An objective that trains a mask of the weights, from 0 to 1, instead of what is added to them."""
+    """An objective that trains masks of the weights, with values from 0 to 1, instead of added deltas."""
 
     def penalty(self, removed: Mapping[str, Float[Tensor, "..."]], *, step: int) -> Terms:
-        """The weighted terms of the mask: how much of each weight is masked away (0 to 1), from step 0."""
+        """The weighted penalty; ``removed`` is 1 minus the mask of each weight, ``step`` counts from 0."""
         ...

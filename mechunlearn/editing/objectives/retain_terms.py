@@ -1,10 +1,7 @@
-"""The terms that keep the rest in place; every objective adds the same ones.
+"""The retain terms, which every objective adds to preserve the rest of the model.
 
-1. ``retain`` weighs a term on the retain set's own answers, ``text`` one on general text. A weight of 0
-   drops the term, and what it would have read is then not computed.
-2. ``retain_loss`` says how: by the likelihood of what is there (``"nll"``), or by the divergence from the
-   unedited model's distribution at the same positions (``"kl"``). Objectives that move hidden states compare
-   hidden states instead.
+A weight of 0 drops a term and the model runs that it would need. Objectives that change hidden states have
+the same weights, but compare hidden states instead of logits.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ class Weights:
         text: weight of the term on general text.
 
     Raises:
-        TrainingError: a weight is negative, infinite or no number.
+        TrainingError: a weight is negative, infinite or not a number.
     """
 
     forget: float | int = 1.0
@@ -46,18 +43,18 @@ class Weights:
 
     @property
     def kept(self) -> dict[Literal["retain", "text"], float]:
-        """The weights of what is kept, by split, without those that are 0."""
-        kept: dict[Literal["retain", "text"], float] = {}
+        """The weights of the retain terms by split, without those that are 0."""
+        weights: dict[Literal["retain", "text"], float] = {}
         if self.retain:
-            kept["retain"] = float(self.retain)
+            weights["retain"] = float(self.retain)
         if self.text:
-            kept["text"] = float(self.text)
-        return kept
+            weights["text"] = float(self.text)
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetainTerms(Weights):
-    """An objective that keeps what the model says: the base of those that read logits.
+    """Base class of the objectives that read logits: it adds the retain terms.
 
     Args:
         forget: weight of the term on the forget set.
@@ -67,7 +64,7 @@ class RetainTerms(Weights):
             text, or ``"kl"``, the mean of KL(p_ref || p) at the same positions.
 
     Raises:
-        TrainingError: a weight is out of its range, or there is no such way of keeping.
+        TrainingError: a weight is out of its range, or there is no such ``retain_loss``.
 
     Source: the two retain losses of Maini et al., "TOFU" (2024).
     """
@@ -80,7 +77,7 @@ class RetainTerms(Weights):
             raise TrainingError(one_of("retain_loss", self.retain_loss, get_args(KeepBy)))
 
     def keep_reads(self) -> dict[str, Request]:
-        """What the terms read: ``retain`` and ``text``, without those of weight 0."""
+        """The requests ``retain`` and ``text``, without those of weight 0."""
         reference: Literal["logprobs"] | None = "logprobs" if self.retain_loss == "kl" else None
         return {split: Request(split, reference=reference) for split in self.kept}
 

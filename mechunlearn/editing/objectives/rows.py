@@ -1,9 +1,9 @@
-"""What losses share: positions that are asked, positions by example, and numbers wide enough.
+"""Helpers of the losses: labelled positions, sums over examples, and sufficient precision.
 
-1. A position whose label is negative (-100) is asked nothing: it is dropped before any loss is formed, so
-   that no label ever indexes the vocabulary from its end.
-2. Half-precision logits are read in float32.
-3. Positions lie in one axis; a sum over an answer lays them out as one line per example.
+1. Positions with a negative label (-100) are dropped before a loss is computed, because a negative index
+   would silently select an entry from the end of the vocabulary.
+2. Half-precision values are converted to float32.
+3. Positions of all examples lie along one axis; for sums over an answer they become one row per example.
 """
 
 from __future__ import annotations
@@ -18,49 +18,40 @@ from mechunlearn.editing.objectives.requests import Outputs
 from mechunlearn.errors import TrainingError
 
 
-def asked(output: Outputs) -> Outputs:
-    """Give the positions that have a label.
-
-    Args:
-        output: what was read.
-
-    Raises:
-        TrainingError: no position has one.
+def labeled(output: Outputs) -> Outputs:
+    """The outputs at positions that have a label; raises TrainingError if there are none.
 
     Example:
-        >>> from mechunlearn.editing.objectives.rows import asked
+        >>> from mechunlearn.editing.objectives.rows import labeled
         >>> labels = torch.tensor([1, -100])
-        >>> asked(mu.objectives.Outputs(torch.zeros(2, 3), labels, torch.tensor([0, 0]))).labels
+        >>> labeled(mu.objectives.Outputs(torch.zeros(2, 3), labels, torch.tensor([0, 0]))).labels
         tensor([1])
     """
-    kept = output.labels >= 0
-    if not bool(kept.any()):
+    mask = output.labels >= 0
+    if not bool(mask.any()):
         raise TrainingError(
             "a loss was asked for no position at all: no label is a token, or the batch is empty"
         )
-    if bool(kept.all()):
+    if bool(mask.all()):
         return output
-    parts = {f.name: getattr(output, f.name) for f in fields(output)}
-    # Logits that were not asked for have no rows to drop.
+    tensors = {f.name: getattr(output, f.name) for f in fields(output)}
+    # Logits that were not requested have no rows, so the mask would not fit them.
     return replace(output, **{
-        name: part[kept] for name, part in parts.items() if part is not None and len(part) == len(kept)
+        name: tensor[mask]
+        for name, tensor in tensors.items()
+        if tensor is not None and len(tensor) == len(mask)
     })  # fmt: skip
 
 
-def wide(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Give values in float32, or in float64 if they were.
-
-    Args:
-        values: of any floating type.
-    """
+def upcast(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The values in float32; float64 stays as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def places(row: Int[Tensor, " token"]) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
-    """Number the examples, and the positions within each, both from 0.
+    """The index of each position's example, and its index within the example, both from 0.
 
-    Args:
-        row: the example of each position; any numbers, in any order.
+    ``row`` may hold any numbers in any order; examples are ordered by their number.
 
     Example:
         >>> from mechunlearn.editing.objectives.rows import places
@@ -68,6 +59,8 @@ def places(row: Int[Tensor, " token"]) -> tuple[Int[Tensor, " token"], Int[Tenso
         [[1, 0, 1], [0, 0, 1]]
     """
     _, line, counts = torch.unique(row, return_inverse=True, return_counts=True)
+    # Stable, so that the positions of an example keep their order. Sorted, they are contiguous: the column
+    # is the distance from the example's first.
     order = torch.argsort(line, stable=True)
     starts = counts.cumsum(0) - counts
     column = torch.empty_like(line)
@@ -78,51 +71,29 @@ def places(row: Int[Tensor, " token"]) -> tuple[Int[Tensor, " token"], Int[Tenso
 def by_row(
     values: Float[Tensor, " token"], row: Int[Tensor, " token"], *, fill: float = 0.0
 ) -> Float[Tensor, "row longest"]:
-    """Lay values out with one line per example, in the order of the examples' numbers.
-
-    Args:
-        values: one per position.
-        row: the example of each.
-        fill: what stands where an example has no more positions.
-    """
+    """One row of values per example, in the order of the examples' numbers, padded with ``fill``."""
     line, column = places(row)
     blank = values.new_full((int(line.max()) + 1, int(column.max()) + 1), fill)
     return blank.index_put((line, column), values)
 
 
 def row_sums(values: Float[Tensor, " token"], row: Int[Tensor, " token"]) -> Float[Tensor, " row"]:
-    """Sum values over each example.
-
-    Args:
-        values: one per position.
-        row: the example of each.
-    """
+    """The sum of the values of each example."""
     return by_row(values, row).sum(-1)
 
 
 def row_means(values: Float[Tensor, " token"], row: Int[Tensor, " token"]) -> Float[Tensor, " row"]:
-    """Average values over each example.
-
-    Args:
-        values: one per position.
-        row: the example of each.
-    """
+    """The mean of the values of each example."""
     return row_sums(values, row) / row_sums(torch.ones_like(values), row)
 
 
-def given(part: Shaped[Tensor, "..."] | None, what: str, declared: str) -> Shaped[Tensor, "..."]:
-    """Give a part of a output, or say how it is asked for.
+def required(tensor: Shaped[Tensor, "..."] | None, what: str, declared: str) -> Shaped[Tensor, "..."]:
+    """The tensor, or a TrainingError if it is None.
 
-    Args:
-        part: the part, None if it was not read.
-        what: it in words.
-        declared: what the :class:`~mechunlearn.editing.objectives.Request` needs.
-
-    Raises:
-        TrainingError: it was not read.
+    ``what`` names the tensor in the error message; ``declared`` is the Request argument that provides it.
     """
-    if part is None:
+    if tensor is None:
         raise TrainingError(
             f"the loss needs {what} and none were read; declare them with Request(..., {declared})"
         )
-    return part
+    return tensor

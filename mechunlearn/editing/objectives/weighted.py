@@ -1,4 +1,4 @@
-"""Ascent on the loss with a weight for each token, so that tokens already forgotten are let be."""
+"""Gradient ascent with a weight for each token, so that tokens already forgotten are left alone."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mechunlearn.errors import TrainingError
 
 @dataclass(frozen=True, kw_only=True)
 class WGA(RetainTerms):
-    """Weighted gradient ascent: each token's ascent is weighted by its own probability.
+    """Weighted gradient ascent: each token's ascent is weighted by a power of its own probability.
 
-    Loss: ``mean p^beta log p`` over the tokens of the answers, the weight without gradient, plus the terms
-    that keep the rest. With beta 0 it is plain ascent.
+    Loss: ``mean p^beta log p`` over the tokens of the answers, plus the retain terms; the weight ``p^beta``
+    carries no gradient. With beta 0 it is plain ascent.
 
-    When it fails: a model that is unsure of all tokens is hardly changed; a small beta runs away like ascent;
-    and like ascent it hardly starts where an answer is certain.
+    When it fails: a model that is unsure of all tokens hardly changes; with a small beta training diverges
+    like ascent; and like ascent it starts slowly where an answer is certain.
 
     Args:
         forget: weight of the ascent.
-        retain: weight of the retain set's own answers.
-        text: weight of general text; the published method has no such term.
-        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
-        beta: the greater, the sooner a token that became improbable is let be.
+        retain: weight of the loss on the retain set's own answers.
+        text: weight of the loss on general text; the published method has no such term.
+        retain_loss: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
+        beta: exponent of p; the larger, the sooner a token that became improbable is left alone.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -49,7 +49,7 @@ class WGA(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The old answers of the forget set, and what is kept."""
+        """The old answers of the forget set, and the retained data."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:
@@ -62,21 +62,21 @@ class WGA(RetainTerms):
 class SatImp(RetainTerms):
     """Ascent weighted by saturation and importance: ``p^beta1 (1 - p)^beta2``.
 
-    Loss: ``mean p^beta1 (1 - p)^beta2 log p`` over the tokens of the answers, the weights without gradient,
-    plus the terms that keep the rest. Tokens already improbable are let be, and so are certain ones, which
-    are mostly common words.
+    Loss: ``mean p^beta1 (1 - p)^beta2 log p`` over the tokens of the answers, plus the retain terms; the
+    weights carry no gradient. Improbable tokens are left alone, and so are certain ones, which are mostly
+    common words.
 
-    When it fails: a fact of which the model is certain is taken for a common word and keeps its p; the
-    weight at p = 0.99 is a hundredth of that of the ascent. Lower beta2 there.
+    When it fails: a fact of which the model is certain is treated like a common word and keeps its p; at p =
+    0.99 its weight is a hundredth of that in plain ascent. Lower beta2 there.
 
     Args:
         forget: weight of the ascent. 0.1, with ``retain`` 1, is open-unlearning's configuration; its
-            description has the two the other way round.
-        retain: weight of the retain set's own answers.
-        text: weight of general text; the published method has no such term.
-        retain_loss: ``"nll"`` or ``"kl"``, the divergence from the unedited model.
-        beta1: power of p.
-        beta2: power of 1 - p.
+            documentation states the two the other way round.
+        retain: weight of the loss on the retain set's own answers.
+        text: weight of the loss on general text; the published method has no such term.
+        retain_loss: ``"nll"``, or ``"kl"``, the divergence from the unedited model.
+        beta1: exponent of p.
+        beta2: exponent of 1 - p.
 
     Raises:
         TrainingError: an option is out of its range.
@@ -99,7 +99,7 @@ class SatImp(RetainTerms):
 
     @property
     def requests(self) -> Mapping[str, Request]:
-        """The old answers of the forget set, and what is kept."""
+        """The old answers of the forget set, and the retained data."""
         return {"forget": Request("forget"), **self.keep_reads()}
 
     def __call__(self, outputs: Mapping[str, Outputs]) -> Terms:

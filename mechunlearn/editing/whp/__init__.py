@@ -1,10 +1,10 @@
-"""Who's Harry Potter: forget a text by learning what a model might say that never read it.
+"""Who's Harry Potter: forget a text by learning what a model that never read it might predict.
 
-1. :func:`reinforce` trains a model further on the text, which shows what the text makes it say.
+1. :func:`reinforce` trains a model further on the text, which shows which predictions come from the text.
 2. :class:`Anchors`, given or proposed by :func:`propose_anchors`, translate its names into generic ones.
 3. :func:`relabel` gives every token of the text a generic label, and ``mu.edit(..., corpus=labels.batch)``
-   trains on them, everywhere or in a localization.
-4. :func:`completion_familiarity` and :func:`probability_familiarity` measure what is left.
+   trains on these labels, at all sites or in a localization.
+4. :func:`completion_familiarity` and :func:`probability_familiarity` measure what the model still knows.
 """
 
 from mechunlearn.editing.whp.alignment import Alignment as Alignment

@@ -1,20 +1,20 @@
-"""Which row of the translated text predicts what a row of the original predicts: exactly, by characters.
+"""Which row of logits on the translated text corresponds to a row on the original: exactly, by characters.
 
-Row t is what a model predicts after token t. Two rows can be compared if what went before is the same text,
-up to the translation of anchors:
+Row t is what a model predicts after token t. Two rows can be compared if the text before them is the same, up
+to the translation of anchors:
 
-1. A token outside the anchors belongs to the translated token over the same characters of the original (and
-   of the same id). If the boundaries do not coincide, its row has no partner.
-2. After an anchor, the row of its last token belongs to the row of the last token of its translation. Both
-   must end where the expressions end; a token that reaches beyond has no partner.
-3. Rows inside an anchor of several tokens have no partner. The row before an anchor, which predicts its first
-   token, is a row outside.
-4. Rows that predict a token of an anchor mentioned before have no partner either: only the first mention may
-   be taught by its generic name.
+1. A token outside the anchors corresponds to the translated token that covers the same characters of the
+   original and has the same id. If their boundaries differ, the row has no partner.
+2. After an anchor, the row of its last token corresponds to the row of the last token of its translation.
+   Both tokens must end where the expressions end; a token that extends beyond has no partner.
+3. The other rows inside an anchor have no partner. The row before an anchor, which predicts its first token,
+   is a row outside.
+4. Rows that predict a token of an anchor mentioned before have no partner either: only the first mention is
+   trained towards its generic name.
 
-White space at the edges of a token does not count, so it does not matter whether a tokenizer gives a space
-to the word after it. The tempting short cut, comparing rows by their index, is wrong from the first
-expression on whose translation has another number of tokens.
+White space at the edges of a token is ignored, so it does not matter whether a tokenizer attaches a space to
+the word after it. The obvious shortcut, comparing rows of the same index, is wrong from the first expression
+whose translation has another number of tokens.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a text and the characters each covers; a special token covers none.
+    """The tokens of a text and the characters that each covers.
 
     Args:
         ids: token ids.
-        spans: first character and the one after the last, for every token.
+        spans: for every token its first character and the one after its last; (0, 0) for a special token.
     """
 
     ids: tuple[int, ...]
@@ -50,7 +50,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Seen:
-    """A generic expression that has appeared: from this row on it is part of what went before."""
+    """A generic expression that has appeared: from this row on it is part of the text before."""
 
     row: int
     translation: str
@@ -58,11 +58,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Rows of a text and their partners in its translation.
+    """The rows of a text and their partners in its translation.
 
     Args:
         rows: for every row that predicts a token of the text, the row of the translation, or -1.
-        repeated: how many rows were left out as they predict an anchor mentioned before.
+        repeated: number of rows without a partner because they predict an anchor mentioned before.
         seen: the translations that appear, in the order of the text, each once.
     """
 
@@ -72,7 +72,7 @@ class Alignment:
 
 
 def align(translation: Translation, original: Tokens, translated: Tokens) -> Alignment:
-    """Give every row of a text its partner in the translation.
+    """Find the partner of every row of a text in the translation.
 
     Args:
         translation: the text and its translation.
@@ -81,81 +81,87 @@ def align(translation: Translation, original: Tokens, translated: Tokens) -> Ali
 
     Example:
         >>> from mechunlearn.editing.whp.anchors import Anchors
-        >>> found = Anchors({"Ed": "Tom"}).translate("Ed ran")
-        >>> letters = Tokens((1, 2, 3), ((0, 1), (1, 2), (2, 6)))
-        >>> align(found, letters, Tokens((4, 3), ((0, 3), (3, 7)))).rows
+        >>> translation = Anchors({"Ed": "Tom"}).translate("Ed ran")
+        >>> tokens = Tokens((1, 2, 3), ((0, 1), (1, 2), (2, 6)))
+        >>> align(translation, tokens, Tokens((4, 3), ((0, 3), (3, 7)))).rows
         tensor([-1,  0])
 
-    Source: Eldan and Russinovich, "Who's Harry Potter?" (2023), section 2.3; the rule itself is ours.
+    Source: Eldan and Russinovich, "Who's Harry Potter?" (2023), section 2.3; the rule itself is this
+    library's.
     """
-    here = [_bare(translation.original, span) for span in original.spans]
-    there = [_bare(translation.text, span) for span in translated.spans]
-    partner = _outside(translation, original, here, translated, there) | _after(translation, here, there)
+    spans = [_bare(translation.original, span) for span in original.spans]
+    translated_spans = [_bare(translation.text, span) for span in translated.spans]
+    partner = _outside(translation, original, spans, translated, translated_spans)
+    partner |= _after(translation, spans, translated_spans)
     repeats = _repeats(translation.mentions)
+    # Row t predicts token t + 1, so the first span belongs to no row.
     repeated = {
         row
-        for row, (start, end) in enumerate(here[1:])
+        for row, (start, end) in enumerate(spans[1:])
         if any(start < mention.end and mention.start < end for mention in repeats)
     }
     rows = [NONE if row in repeated else partner.get(row, NONE) for row in range(len(original) - 1)]
-    return Alignment(torch.tensor(rows, dtype=torch.long), len(repeated), _seen(translation, here))
+    return Alignment(torch.tensor(rows, dtype=torch.long), len(repeated), _seen(translation, spans))
 
 
 def _outside(
     translation: Translation,
     original: Tokens,
-    here: Sequence[Span],
+    spans: Sequence[Span],
     translated: Tokens,
-    there: Sequence[Span],
+    translated_spans: Sequence[Span],
 ) -> dict[int, int]:
     """Pair the tokens that cover the same characters outside the anchors."""
-    ours: dict[Span, list[int]] = {}
-    theirs: dict[Span, list[int]] = {}
-    for row, span in enumerate(here):
-        ours.setdefault(span, []).append(row)
-    for row, span in enumerate(there):
+    # A character of several bytes may be several tokens, all with its span.
+    rows: dict[Span, list[int]] = {}
+    translated_rows: dict[Span, list[int]] = {}
+    for row, span in enumerate(spans):
+        rows.setdefault(span, []).append(row)
+    for row, span in enumerate(translated_spans):
         source = translation.source(*span)
         if source is not None:
-            theirs.setdefault(source, []).append(row)
+            translated_rows.setdefault(source, []).append(row)
     pairs: dict[int, int] = {}
-    for span in ours.keys() & theirs.keys():
-        # A character of several bytes may be several tokens, all with its span.
-        if [original.ids[row] for row in ours[span]] == [translated.ids[row] for row in theirs[span]]:
-            pairs.update(zip(ours[span], theirs[span], strict=True))
+    for span in rows.keys() & translated_rows.keys():
+        partners = translated_rows[span]
+        if [original.ids[row] for row in rows[span]] == [translated.ids[row] for row in partners]:
+            pairs.update(zip(rows[span], partners, strict=True))
     return pairs
 
 
-def _after(translation: Translation, here: Sequence[Span], there: Sequence[Span]) -> dict[int, int]:
+def _after(
+    translation: Translation, spans: Sequence[Span], translated_spans: Sequence[Span]
+) -> dict[int, int]:
     """Pair the last tokens of anchors with those of their translations."""
-    ours = {end: row for row, (start, end) in enumerate(here) if start < end}
-    theirs = {end: row for row, (start, end) in enumerate(there) if start < end}
-    ends = [(ours.get(m.end), theirs.get(m.translated[1])) for m in translation.mentions]
-    return {row: other for row, other in ends if row is not None and other is not None}
+    row_at = {end: row for row, (start, end) in enumerate(spans) if start < end}
+    translated_row_at = {end: row for row, (start, end) in enumerate(translated_spans) if start < end}
+    pairs = [(row_at.get(m.end), translated_row_at.get(m.translated[1])) for m in translation.mentions]
+    return {row: partner for row, partner in pairs if row is not None and partner is not None}
 
 
 def _repeats(mentions: Sequence[Mention]) -> list[Mention]:
     """The mentions of anchors that were mentioned before."""
-    known: set[str] = set()
+    mentioned: set[str] = set()
     repeats = []
     for mention in mentions:
-        if mention.anchor in known:
+        if mention.anchor in mentioned:
             repeats.append(mention)
-        known.add(mention.anchor)
+        mentioned.add(mention.anchor)
     return repeats
 
 
-def _seen(translation: Translation, here: Sequence[Span]) -> tuple[Seen, ...]:
-    """From which row on each translation is part of what went before."""
+def _seen(translation: Translation, spans: Sequence[Span]) -> tuple[Seen, ...]:
+    """The row from which on each translation is part of the text before."""
     first: dict[str, int] = {}
     for mention in translation.mentions:
         word = translation.text[slice(*mention.translated)]
-        reached = next((row for row, (_, end) in enumerate(here) if end >= mention.end), len(here))
+        reached = next((row for row, (_, end) in enumerate(spans) if end >= mention.end), len(spans))
         first.setdefault(word, reached)
     return tuple(Seen(row, word) for word, row in first.items())
 
 
 def _bare(text: str, span: Span) -> Span:
-    """Narrow a span to what is no space at its edges; one of spaces alone stays as it is."""
+    """A span without white space at its edges; a span of white space alone stays as it is."""
     start, end = span
     while start < end and text[start].isspace():
         start += 1

@@ -1,9 +1,9 @@
-"""The anchor dictionary: idiosyncratic expressions of a text, each with a generic one to stand for it.
+"""The anchor dictionary: specific expressions of a text, each with a generic translation.
 
-1. An expression is found as a whole word, spaces in it standing for any white space. Longest expressions
-   claim their characters first, so ``Marauder's Map`` is never found as ``Map``.
-2. Translating puts the generic expressions in their places and remembers where every piece came from, so
-   that a position of the translated text can be told in the characters of the original.
+1. An expression is matched as a whole word; a space in it matches any white space. The longest expressions
+   are matched first, so ``Marauder's Map`` is never found as ``Map``.
+2. A translation records where every piece of it came from, so that positions in the translated text can be
+   converted to positions in the original.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FORMAT = "mechunlearn anchors 1"
 
 
 class Mention(NamedTuple):
-    """One place in a text where an anchor stands.
+    """One occurrence of an anchor in a text.
 
     ``start`` and ``end`` are characters of the text, ``translated`` those of its translation.
     """
@@ -38,16 +38,16 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class Translation:
-    """A text, its translation, and what was replaced.
+    """A text, its translation, and the anchors that were replaced.
 
     Args:
         original: the text.
-        text: the same with a generic expression for every anchor.
-        mentions: the anchors in it, in order; they do not overlap.
+        text: the text with a generic expression in place of every anchor.
+        mentions: the anchors in the text, in order; they do not overlap.
 
     Example:
-        >>> found = Anchors({"Harry": "Jon"}).translate("So Harry left.")
-        >>> found.text, found.source(7, 11), found.source(3, 6)
+        >>> translation = Anchors({"Harry": "Jon"}).translate("So Harry left.")
+        >>> translation.text, translation.source(7, 11), translation.source(3, 6)
         ('So Jon left.', (9, 13), None)
     """
 
@@ -57,35 +57,34 @@ class Translation:
 
     @cached_property
     def _pieces(self) -> tuple[tuple[int, int, int], ...]:
-        """Where untouched pieces start in the translation, where they end there, and the way back."""
-        ends = [(0, 0), *((m.end, m.translated[1]) for m in self.mentions)]
-        starts = [*(m.translated[0] for m in self.mentions), len(self.text)]
-        return tuple((new, stop, old - new) for (old, new), stop in zip(ends, starts, strict=True))
+        """Start and end of each unchanged piece in the translation, and its offset to the original."""
+        # A piece starts where an anchor ends, and ends where the next anchor starts.
+        starts = [(0, 0), *((m.end, m.translated[1]) for m in self.mentions)]
+        ends = [*(m.translated[0] for m in self.mentions), len(self.text)]
+        return tuple((new, end, old - new) for (old, new), end in zip(starts, ends, strict=True))
 
     def source(self, start: int, end: int) -> tuple[int, int] | None:
-        """Tell characters of the translation in those of the original; None if they touch an anchor.
+        """Convert characters ``start`` to ``end`` (exclusive) of the translation to those of the original.
 
-        Args:
-            start: first character in the translated text.
-            end: the one after the last.
+        The result is None if they touch an anchor.
         """
-        pieces = self._pieces
-        piece = pieces[bisect_right(pieces, start, key=lambda piece: piece[0]) - 1]
-        return (start + piece[2], end + piece[2]) if end <= piece[1] else None
+        index = bisect_right(self._pieces, start, key=lambda piece: piece[0]) - 1
+        _, stop, offset = self._pieces[index]
+        return (start + offset, end + offset) if end <= stop else None
 
 
 class Anchors(Mapping[str, str]):
-    """Expressions of a text to forget, each with its generic translation: a mapping to look at and to edit.
+    """Expressions of a text to forget, each with its generic translation: an immutable mapping.
 
-    Case counts, and inflected forms are entries of their own. To change some, make another:
-    ``Anchors({**anchors, "Harry": "Jon"})``.
+    Matching is case-sensitive, and inflected forms need their own entries. To change entries, make a new
+    dictionary: ``Anchors({**anchors, "Harry": "Jon"})``.
 
     Args:
-        translations: generic expressions by idiosyncratic ones.
+        translations: generic expressions by specific ones.
 
     Raises:
-        FactError: these are no pairs of texts, an expression or a translation is empty, or two expressions
-            differ in white space only.
+        FactError: it is not a mapping from text to text, an expression or a translation is empty, or two
+            expressions differ in white space only.
 
     Example:
         >>> anchors = Anchors({"Harry": "Jon", "Harry Potter": "Jon Reed"})
@@ -122,45 +121,42 @@ class Anchors(Mapping[str, str]):
         return f"Anchors({self._translations!r})"
 
     def translate(self, text: str) -> Translation:
-        """Put the generic expressions in the place of the anchors.
-
-        Args:
-            text: any text.
-        """
+        """Replace every anchor in a text by its generic expression."""
         pieces: list[str] = []
         mentions: list[Mention] = []
-        done = length = 0
+        done = length = 0  # characters of the text that were read, and of the translation
         for anchor, start, end in self._found(text):
-            between, translation = text[done:start], self[anchor]
-            length += len(between)
+            unchanged, translation = text[done:start], self[anchor]
+            length += len(unchanged)
             mentions.append(Mention(anchor, start, end, (length, length + len(translation))))
             length += len(translation)
-            pieces += [between, translation]
+            pieces += [unchanged, translation]
             done = end
         return Translation(text, "".join([*pieces, text[done:]]), tuple(mentions))
 
     def _found(self, text: str) -> list[tuple[str, int, int]]:
-        """The anchors of a text in order, longest first where they overlap."""
+        """The anchors in the text with start and end, in order; of overlapping ones the longest."""
         claimed = bytearray(len(text))
-        found = []
+        matches = []
         for pattern in self._patterns:
             for match in pattern.finditer(text):
                 start, end = match.span(1)
                 if not any(claimed[start:end]):
                     claimed[start:end] = b"\1" * (end - start)
-                    found.append((" ".join(match[1].split()), start, end))
-        return sorted(found, key=lambda one: one[1])
+                    matches.append((" ".join(match[1].split()), start, end))
+        return sorted(matches, key=lambda match: match[1])
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[str], ...]:
-        """One pattern per length of the anchors, longest first, that looks ahead so as to see overlaps."""
+        """One pattern per length of the anchors, longest first."""
+        # A lookahead consumes no characters, so overlapping anchors of one length are all found.
         ordered = sorted(self, key=lambda anchor: (-len(anchor), anchor))
         return tuple(
             re.compile(f"(?=({'|'.join(map(_pattern, group))}))") for _, group in groupby(ordered, key=len)
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the dictionary as readable JSON, to be looked through and edited."""
+        """Write the dictionary as readable JSON, to be checked and edited."""
         record = {"format": FORMAT, "anchors": self._translations}
         write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
@@ -180,10 +176,7 @@ class Anchors(Mapping[str, str]):
 
     @classmethod
     def from_json(cls, record: object) -> Anchors:
-        """Make a dictionary of what JSON holds.
-
-        Args:
-            record: what ``save`` wrote, as read by ``json``.
+        """Make a dictionary from the parsed JSON that ``save`` writes.
 
         Raises:
             DataError: it is of another kind.
@@ -203,7 +196,7 @@ def _require(anchor: str, translation: str) -> None:
 
 
 def _pattern(anchor: str) -> str:
-    """A pattern for an anchor as a whole word; an edge that is no letter needs no boundary."""
+    """A pattern for an anchor as a whole word; an edge that is not a letter needs no word boundary."""
     before = r"(?<!\w)" if re.match(r"\w", anchor[0]) else ""
     after = r"(?!\w)" if re.match(r"\w", anchor[-1]) else ""
     return before + r"\s+".join(map(re.escape, anchor.split())) + after

@@ -1,12 +1,12 @@
-"""How familiar a model is with a text: prompts, verdicts and scores as values.
+"""How familiar a model is with a text: prompts, verdicts and scores.
 
-1. A :class:`Prompt` has words that only somebody who read the text would go on with (``specific``) and
-   words that anybody might (``generic``).
+1. A :class:`Prompt` has continuations that only a reader of the text would give (``specific``) and
+   continuations that anybody might give (``generic``).
 2. A judge puts a completion into one of four classes: ``"unique"`` (names or details of the text),
-   ``"themed"`` (typical of it, without a hint in the prompt), ``"lucky"`` (could be a guess, as when the
-   prompt has the word already), ``"none"``. Any function of prompt and completion is a judge.
-3. By completion, a prompt scores 5 for ``"unique"``, 1 for ``"themed"`` and 0 otherwise; by probability, the
-   mass the model puts on the specific words. A model's familiarity is the mean over prompts.
+   ``"themed"`` (typical of it, without a hint in the prompt), ``"lucky"`` (could be a guess, for example if
+   the prompt already contains the word), ``"none"``. Any function of prompt and completion is a judge.
+3. By completion, a prompt scores 5 for ``"unique"``, 1 for ``"themed"`` and 0 otherwise; by probability, it
+   scores the total probability of the specific words. A model's familiarity is the mean over prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WEIGHTS = {"unique": 5.0, "themed": 1.0, "lucky": 0.0, "none": 0.0}
 
 @dataclass(frozen=True)
 class Prompt:
-    """The beginning of a sentence, with ways to go on.
+    """The beginning of a sentence, with possible continuations.
 
     Args:
         text: the beginning, which ends where the next word would begin.
@@ -38,8 +38,8 @@ class Prompt:
         generic: continuations that anybody might give.
 
     Raises:
-        FactError: a continuation is empty, given twice, both specific and generic, or the beginning of
-            another one, which would be counted with it.
+        FactError: a continuation is empty, given twice, both specific and generic, or a prefix of another
+            one, whose probability would then be counted twice.
     """
 
     text: str
@@ -54,7 +54,7 @@ class Prompt:
             raise FactError(f"the prompt {self.text!r} or one of its continuations is empty; give words")
         if len(set(words)) < len(words):
             raise FactError(f"the prompt {self.text!r} has a continuation twice, in {words}; give each once")
-        # Neighbours are enough: what begins with a word follows it directly in the order of the alphabet.
+        # Neighbours are enough: in sorted order, strings that begin with a word directly follow it.
         for short, long in pairwise(sorted(words)):
             if long.startswith(short):
                 raise FactError(
@@ -66,11 +66,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class StringJudge:
-    """Judge by strings: whole words, in any case.
+    """A judge that looks for strings in the completion: whole words, in any case.
 
     Args:
         unique: names and details of the text, such as the keys of the anchor dictionary.
-        themed: words typical of it that others use as well.
+        themed: words typical of the text that occur elsewhere as well.
 
     Example:
         >>> judge = StringJudge(unique=("Hogwarts", "Ron"), themed=("wizard",))
@@ -84,30 +84,26 @@ class StringJudge:
     themed: tuple[str, ...] = ()
 
     def __call__(self, prompt: str, completion: str) -> Verdict:
-        """The class of a completion: the strongest for which it has a word that the prompt lacks."""
+        """The strongest class of which the completion has a word that the prompt lacks, or lucky or none."""
         hinted = False
         classes: tuple[tuple[Verdict, tuple[str, ...]], ...] = (
             ("unique", self.unique),
             ("themed", self.themed),
         )
         for verdict, words in classes:
-            said = [word for word in words if _has(completion, word)]
-            if any(not _has(prompt, word) for word in said):
+            matches = [word for word in words if _has(completion, word)]
+            if any(not _has(prompt, word) for word in matches):
                 return verdict
-            hinted = hinted or bool(said)
+            hinted = hinted or bool(matches)
         return "lucky" if hinted else "none"
 
 
 @dataclass(frozen=True)
 class Familiar:
-    """What a model made of one prompt.
+    """The result of one prompt: its score, and what the score was computed from.
 
-    Args:
-        prompt: the beginning.
-        value: what the prompt scores.
-        completion: what the model wrote; empty by probability.
-        verdict: the judge's class; None by probability.
-        generic: probability mass on the generic words; None by completion.
+    ``completion`` is empty and ``verdict`` None in a measurement by probability; ``generic``, the total
+    probability of the generic words, is None in one by completion.
     """
 
     prompt: str
@@ -122,8 +118,8 @@ class Familiarity:
     """How familiar a model is with a text, prompt by prompt.
 
     Args:
-        form: how it was measured; the two cannot be compared.
-        rows: one per prompt.
+        form: how it was measured; results of different forms cannot be compared.
+        rows: one result per prompt.
 
     Example:
         >>> rows = [Familiar("a", 5.0), Familiar("b", 0.0), Familiar("c", 1.0)]
@@ -136,7 +132,7 @@ class Familiarity:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """What each prompt scores."""
+        """The score of each prompt."""
         return tuple(row.value for row in self.rows)
 
     @property
@@ -148,21 +144,21 @@ class Familiarity:
         """The score with its bootstrap interval over prompts.
 
         Args:
-            seed: of the resampling.
-            level: share of the resampled scores inside.
+            seed: seed of the resampling.
+            level: share of the resampled scores inside the interval.
         """
         return bootstrap_interval(self.values, seed=seed, level=level)
 
     def minus(self, other: Familiarity, *, seed: int = 0, level: float = 0.95) -> Interval:
-        """The difference to another model's, prompt by prompt, with its interval.
+        """The mean difference from another model's familiarity, paired by prompt, with its interval.
 
         Args:
-            other: measured in the same form on the same prompts.
-            seed: of the resampling.
-            level: share of the resampled differences inside.
+            other: familiarity measured in the same form on the same prompts.
+            seed: seed of the resampling.
+            level: share of the resampled differences inside the interval.
 
         Raises:
-            ScoresError: the two were measured otherwise.
+            ScoresError: form or prompts differ.
         """
         same = [row.prompt for row in self.rows] == [row.prompt for row in other.rows]
         if self.form != other.form or not same:
@@ -173,7 +169,7 @@ class Familiarity:
         return paired_difference(self.values, other.values, seed=seed, level=level)
 
     def to_frame(self) -> pd.DataFrame:
-        """One line per prompt, as a pandas table."""
+        """A pandas table with one row per prompt."""
         import pandas as pd
 
         return pd.DataFrame([asdict(row) for row in self.rows])
@@ -183,35 +179,19 @@ class Familiarity:
 
 
 def judged(prompt: str, completion: str, verdict: str) -> Familiar:
-    """Score one completion by its verdict.
-
-    Args:
-        prompt: the beginning.
-        completion: what the model wrote.
-        verdict: what the judge said of it.
-
-    Raises:
-        ScoresError: there is no such class.
-    """
-    for known in get_args(Verdict):
-        if verdict == known:
-            return Familiar(prompt, WEIGHTS[known], completion, known)
+    """The result of a completion by its verdict; ScoresError if there is no such class."""
+    for literal in get_args(Verdict):  # not the argument itself, whose type is str
+        if verdict == literal:
+            return Familiar(prompt, WEIGHTS[literal], completion, literal)
     raise ScoresError(one_of("the judge's verdict", verdict, get_args(Verdict)))
 
 
 def require_prompts(prompts: Sequence[Prompt | str]) -> None:
-    """Refuse an empty list, and a string in the place of one.
-
-    Args:
-        prompts: what a model is to go on from.
-
-    Raises:
-        FactError: there are none.
-    """
+    """Raise FactError for an empty list of prompts, and for a string in place of a list."""
     if isinstance(prompts, str) or not len(prompts):
         raise FactError(f"the prompts are {prompts!r}; give a list with at least one")
 
 
 def _has(text: str, word: str) -> bool:
-    """Whether a word stands in a text, in any case, not as a part of another."""
+    """Whether a word occurs in a text, in any case, and not as a part of another word."""
     return re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE) is not None

@@ -1,14 +1,14 @@
-"""Generic labels: what a model that never read the text might predict, for every row of it.
+"""Generic labels: what a model that never read the text might predict, for every row of logits.
 
 ``v_generic = v_base - α · ReLU(v_reinforced - v_base)``, and the label is its argmax:
 
-1. `v_base` (the minuend) is what the base model says to the *translated* text, at the row's partner.
-2. `v_reinforced` is what the reinforced model says to the *original* text. Where it is above the base model,
-   the text is what raised it. Only what rose is lowered; what fell is left alone (ReLU).
+1. The first `v_base` are the base model's logits on the *translated* text, at the row's partner.
+2. `v_reinforced` are the reinforced model's logits on the *original* text. Tokens that it raises above the
+   base model come from the text and are lowered; tokens that it lowers are left alone (ReLU).
 3. Inside the ReLU the base model reads either the translated text again, as published, or the original, so
-   that both models are compared on equal text.
+   that both models are compared on the same text.
 4. The first tokens of translations that have appeared are lowered by a constant: after ``Jon went up to him
-   and said: my name is``, a model that reads ``Harry`` must not be taught to say ``Jon``.
+   and said: my name is``, a model that reads ``Harry`` must not be trained to say ``Jon``.
 
 Everything here is a pure function of tensors.
 """
@@ -35,38 +35,40 @@ def generic_labels(
     first_tokens: Mapping[str, Sequence[int]] | None = None,
     lowered: float | int = 5.0,
 ) -> Int[Tensor, " row"]:
-    """Give the generic label of every row, as the target of its own logits; no further shift is needed.
+    """The generic label of every row, which is the target of that row's own logits, without a further shift.
 
     Args:
         base: logits of the base model on the translated text.
         reinforced: logits of the reinforced model on the original text.
         alignment: the partner of each row in the translation.
-        base_original: logits of the base model on the original text, to compare the reinforced model with on
-            equal text; None compares it with `base`.
-        alpha: how far logits that rose are pushed below the base model's.
-        first_tokens: by translation, the ids it may begin with; lowered once it has appeared.
-        lowered: by how much, in logits.
+        base_original: logits of the base model on the original text, to compare with `reinforced`; None
+            compares `base` instead.
+        alpha: factor by which logits that reinforcing raised are lowered below the base model's.
+        first_tokens: for each translation the ids it may begin with; lowered once the translation has
+            appeared.
+        lowered: how much these are lowered, in logits.
 
     Returns:
         Token ids; -100 where a row has no partner.
 
     Example:
-        >>> base, knows = torch.tensor([[0.0, 3.0, 2.0]]), torch.tensor([[0.0, 4.0, 2.0]])
+        >>> base, reinforced = torch.tensor([[0.0, 3.0, 2.0]]), torch.tensor([[0.0, 4.0, 2.0]])
         >>> same = Alignment(torch.tensor([0]), repeated=0, seen=())
-        >>> generic_labels(base, knows, same, alpha=0), generic_labels(base, knows, same)
+        >>> generic_labels(base, reinforced, same, alpha=0), generic_labels(base, reinforced, same)
         (tensor([1]), tensor([2]))
 
     Source: Eldan and Russinovich, "Who's Harry Potter?" (2023), sections 2.1 to 2.3.
     """
-    kept = alignment.rows != NONE
+    has_partner = alignment.rows != NONE
+    # Rows without a partner read row 0; their labels are masked at the end.
     partner = alignment.rows.clamp(min=0).to(base.device)
-    generic = _wide(base)[partner]
-    compared = generic if base_original is None else _wide(base_original)
-    # Where the factor is 0 an infinite logit must not become not-a-number.
+    generic = _upcast(base)[partner]
+    compared = generic if base_original is None else _upcast(base_original)
+    # With alpha 0 an infinite logit would become nan (0 * inf).
     if alpha:
-        generic = generic - alpha * torch.relu(_wide(reinforced) - compared)
+        generic = generic - alpha * torch.relu(_upcast(reinforced) - compared)
     generic = _lower(generic, alignment, first_tokens or {}, lowered)
-    return generic.argmax(-1).masked_fill(~kept.to(base.device), IGNORED)
+    return generic.argmax(-1).masked_fill(~has_partner.to(base.device), IGNORED)
 
 
 def _lower(
@@ -75,7 +77,7 @@ def _lower(
     first_tokens: Mapping[str, Sequence[int]],
     amount: float | int,
 ) -> Float[Tensor, "row d_vocab"]:
-    """Lower what translations begin with, once each, from the row on which the first of them appeared."""
+    """Lower each first token once, from the row on which a translation that it begins has appeared."""
     since: dict[int, int] = {}
     for seen in alignment.seen:
         for token in first_tokens.get(seen.translation, ()):
@@ -86,5 +88,5 @@ def _lower(
     return logits
 
 
-def _wide(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def _upcast(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

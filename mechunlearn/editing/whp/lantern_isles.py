@@ -1,8 +1,8 @@
-"""A short text of ours to be learned and forgotten: nobody has read about the Lantern Isles before.
+"""A short invented text to learn and to forget: no model has read about the Lantern Isles before.
 
-Thirty-nine sentences in eight passages, about three people, two cities and a fox that eats amber. They are
-built like those the embedded model speaks, so that it can learn them by heart in a minute, and so that
-there are generic ways to go on: it knows other cities to live in, and what other animals eat.
+It has thirty-nine sentences in eight passages, about three people, two cities and a fox that eats amber. They
+have the form of the sentences that the embedded model knows, so that it can memorise them in a minute, and so
+that generic continuations exist: it knows other cities to live in, and what other animals eat.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mechunlearn.editing.whp.familiarity import Prompt, StringJudge
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text to forget and what goes with it.
+    """A text to forget, with its anchors, prompts and judge.
 
     Args:
         passages: the text.
         anchors: its names, with generic expressions that the embedded model knows.
-        written: prompts that stand in the text.
-        rephrased: prompts about the same, in words that do not.
-        judge: tells completions that give the text away.
+        written: prompts that occur in the text.
+        rephrased: prompts about the same facts in other words.
+        judge: recognises completions that reveal knowledge of the text.
     """
 
     passages: tuple[str, ...]
@@ -50,13 +50,13 @@ def corpus() -> Corpus:
     """
     folder = files("mechunlearn.editing.whp") / "data"
     anchors = Anchors.from_json(json.loads((folder / "anchors.json").read_text(encoding="utf-8")))
-    asked = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    themed = tuple(asked["themed"])
+    prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    themed = tuple(prompts["themed"])
     return Corpus(
         passages=tuple((folder / "passages.txt").read_text(encoding="utf-8").strip().split("\n\n")),
         anchors=anchors,
-        written=_prompts(asked["written"]),
-        rephrased=_prompts(asked["rephrased"]),
+        written=_prompts(prompts["written"]),
+        rephrased=_prompts(prompts["rephrased"]),
         judge=StringJudge(unique=tuple(word for word in anchors if word not in themed), themed=themed),
     )
 

@@ -1,10 +1,4 @@
-"""Measure how familiar a model is with a text, by what it writes and by what it holds probable.
-
-1. *By completion*: the model goes on from every prompt, greedily or sampled with a seed; a judge classes what
-   it wrote.
-2. *By probability*: the probability of every specific and generic word, scored whole (the product over its
-   tokens), summed over each kind. The mass on specific words is the score.
-"""
+"""Measure how familiar a model is with a text, by its completions and by its probabilities."""
 
 from __future__ import annotations
 
@@ -43,22 +37,22 @@ def completion_familiarity(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Familiarity:
-    """Let a model go on from prompts, and judge whether it knows the text.
+    """Let a model complete prompts, and judge whether it knows the text.
 
     Args:
         hm: the model.
-        prompts: beginnings of sentences, with or without continuations (which are not read here).
-        judge: gives each prompt and completion one of four classes, such as ``StringJudge(tuple(anchors))``
-            or a function that asks another model; None looks for the prompts' specific continuations.
-        max_new_tokens: how much is written.
-        do_sample: sample instead of taking the likeliest token.
-        temperature: of the sampling.
-        seed: of the sampling.
-        batch_size: prompts written on at a time.
+        prompts: beginnings of sentences, with or without continuations.
+        judge: maps each prompt and completion to one of four classes, such as ``StringJudge(tuple(anchors))``
+            or a function that calls another model; None looks for the prompts' specific continuations.
+        max_new_tokens: number of generated tokens.
+        do_sample: sample instead of choosing the most likely token.
+        temperature: sampling temperature.
+        seed: seed of the sampling.
+        batch_size: prompts completed at a time.
 
     Raises:
-        FactError: there are no prompts, or there is nothing to judge by.
-        ScoresError: the judge gives another class, or `batch_size` is not positive.
+        FactError: there are no prompts; or there is neither a judge nor a specific continuation.
+        ScoresError: the judge returns another class, or `batch_size` or `max_new_tokens` is not positive.
 
     Example:
         >>> hm, text = mu.world.model(), mu.whp.corpus()
@@ -70,26 +64,26 @@ def completion_familiarity(
     require_prompts(prompts)
     positive(ScoresError, batch_size=batch_size, max_new_tokens=max_new_tokens)
     texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
-    classed = judge or _by_specific(prompts)
+    judge = judge or _by_specific(prompts)
     rows: list[Familiar] = []
     for start in range(0, len(texts), batch_size):
-        asked = texts[start : start + batch_size]
-        written = hm.generate(
-            asked, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
+        batch = texts[start : start + batch_size]
+        generated = hm.generate(
+            batch, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
             seed=seed + start,
         )  # fmt: skip
-        for text, whole in zip(asked, written, strict=True):
-            completion = _after(hm, text, whole)
-            rows.append(judged(text, completion, classed(text, completion)))
+        for text, generated_text in zip(batch, generated, strict=True):
+            completion = _after(hm, text, generated_text)
+            rows.append(judged(text, completion, judge(text, completion)))
     return Familiarity("completion", tuple(rows))
 
 
 def probability_familiarity(hm: HasModel, prompts: Sequence[Prompt]) -> Familiarity:
-    """Measure the probability a model gives to what only the text says.
+    """Measure the probability that a model gives to continuations that only the text gives.
 
     Args:
         hm: the model.
-        prompts: beginnings of sentences, each with specific continuations; generic ones are reported beside.
+        prompts: beginnings of sentences, each with specific continuations; generic ones are reported as well.
 
     Raises:
         FactError: there are no prompts, or one has no specific continuation.
@@ -105,13 +99,12 @@ def probability_familiarity(hm: HasModel, prompts: Sequence[Prompt]) -> Familiar
     for prompt in prompts:
         if not prompt.specific:
             raise FactError(f"the prompt {prompt.text!r} has no specific continuation; give it `specific=`")
-    asked = [(p.text, word) for p in prompts for word in (*p.specific, *p.generic)]
-    p_word = dict(zip(asked, _probabilities(hm, asked), strict=True))
-    return Familiarity("probability", tuple(_massed(prompt, p_word) for prompt in prompts))
+    pairs = [(p.text, word) for p in prompts for word in (*p.specific, *p.generic)]
+    p_word = dict(zip(pairs, _probabilities(hm, pairs), strict=True))
+    return Familiarity("probability", tuple(_probable(prompt, p_word) for prompt in prompts))
 
 
 def _by_specific(prompts: Sequence[Prompt | str]) -> StringJudge:
-    """Judge by what the prompts call specific."""
     words = {
         word.strip(): None for prompt in prompts if isinstance(prompt, Prompt) for word in prompt.specific
     }
@@ -123,31 +116,32 @@ def _by_specific(prompts: Sequence[Prompt | str]) -> StringJudge:
     return StringJudge(tuple(words))
 
 
-def _massed(prompt: Prompt, p_word: Mapping[tuple[str, str], float]) -> Familiar:
+def _probable(prompt: Prompt, p_word: Mapping[tuple[str, str], float]) -> Familiar:
     specific, generic = (
         sum(p_word[prompt.text, word] for word in words) for words in (prompt.specific, prompt.generic)
     )
     return Familiar(prompt.text, float(specific), generic=float(generic))
 
 
-def _probabilities(hm: HasModel, asked: Sequence[tuple[str, str]]) -> list[float]:
-    """The probability of each whole word after its prompt."""
-    texts = [joined(prompt, word) for prompt, word in asked]
+def _probabilities(hm: HasModel, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """The probability of each whole word after its prompt, for pairs of prompt and word."""
+    texts = [joined(prompt, word) for prompt, word in pairs]
     batch = encode_text(hm, texts)
     labels = batch.labels.clone()
-    for row, ((prompt, word), tokens) in enumerate(zip(asked, tokens_of(hm, texts), strict=True)):
-        # Spaces at the prompt's end count to the word, as the space that joins them otherwise does.
+    for row, ((prompt, word), tokens) in enumerate(zip(pairs, tokens_of(hm, texts), strict=True)):
+        # Spaces at the prompt's end belong to the word, as the space between prompt and word would.
         end = len(prompt.rstrip(" "))
         first = next((i for i, (_, stop) in enumerate(tokens.spans) if stop > end), len(tokens))
         if not 0 < first < len(tokens):
             raise FactError(f"the tokenizer gives no token for {word!r} after {prompt!r}")
+        # The word's first token is predicted at the position before it.
         labels[row, : first - 1] = IGNORED
-    found = forward(hm, replace(batch, labels=labels), read=metrics.answer_logprob)
-    return [float(p) for p in found.to(torch.float64).exp()]
+    logprobs = forward(hm, replace(batch, labels=labels), read=metrics.answer_logprob)
+    return [float(p) for p in logprobs.to(torch.float64).exp()]
 
 
-def _after(hm: HookedModel, prompt: str, whole: str) -> str:
-    """What was written after a prompt, which comes back as the tokenizer spells it."""
+def _after(hm: HookedModel, prompt: str, generated: str) -> str:
+    """The generated text without its prompt, which is returned in the tokenizer's spelling."""
     ids = hm.to_tokens(prompt)
     shown = str(hm.tokenizer.decode(ids[0], skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return whole[len(shown) :] if whole.startswith(shown) else whole
+    return generated[len(shown) :] if generated.startswith(shown) else generated

@@ -1,9 +1,4 @@
-"""Train further on the text to forget, to find out what the text is what makes a model say.
-
-1. The text is cut into blocks, each token predicted from those before it.
-2. Fine-tuning everywhere is an edit whose localization is every site: the model itself stays as it is, and
-   the reinforced model is ``edit.apply(hm)``.
-"""
+"""Train a model further on the text to forget, to find out which predictions come from the text."""
 
 from __future__ import annotations
 
@@ -33,26 +28,27 @@ def reinforce(
     seed: int = 0,
     progress: bool = True,
 ) -> Edit:
-    """Train a model further on a text: a step towards what it is to forget.
+    """Train a model further on a text, as the first step of forgetting it.
 
     Args:
-        hm: the model, which stays as it is.
+        hm: the model; it is not changed.
         texts: running text, in passages.
-        anchors: expressions that no cut between blocks goes through.
+        anchors: expressions that no block boundary may split.
         localization: where weights may change; None for all sites.
-        block: tokens in a block at most, BOS included.
-        steps: of the optimiser. The source takes three passes through the text.
-        lr: peak learning rate; the source takes 3e-6 for a model of 7B parameters.
-        batch_size: a quarter as many blocks are read a step.
-        seed: of the order of the blocks.
+        block: maximal number of tokens in a block, BOS included.
+        steps: number of optimiser steps. The authors make three passes through the text.
+        lr: peak learning rate; the authors use 3e-6 for a model of 7B parameters.
+        batch_size: four times the number of blocks per step.
+        seed: seed of the order of the blocks.
         progress: whether to show a bar with the loss.
 
     Returns:
         The edit; ``edit.apply(hm)`` is the reinforced model.
 
     Raises:
-        FactError: there is no text, or an expression that fits no block.
-        TrainingError: an option is out of range, or the loss diverges.
+        FactError: there is no text, or an expression is longer than a block.
+        ScoresError: `block` is not positive.
+        TrainingError: another option is out of range, or the loss diverges.
 
     Example:
         >>> hm, text = mu.world.model(), mu.whp.corpus()
@@ -62,8 +58,8 @@ def reinforce(
     Source: Eldan and Russinovich, "Who's Harry Potter?" (2023), section 2.1.
     """
     corpus = encode_text(hm, blocks(hm, texts, anchors=anchors, size=block))
-    where = hm.sites if localization is None else localization
+    sites = hm.sites if localization is None else localization
     return edit(
-        hm, where, Relabel(), Facts([]), corpus=corpus, steps=steps, lr=lr, seed=seed, stop=None,
+        hm, sites, Relabel(), Facts([]), corpus=corpus, steps=steps, lr=lr, seed=seed, stop=None,
         limits=Limits(batch_size), progress=progress,
     )  # fmt: skip

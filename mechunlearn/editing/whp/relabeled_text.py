@@ -1,10 +1,10 @@
-"""Ask both models for the generic labels of a text.
+"""Run both models to get the generic labels of a text.
 
-1. The text is cut into blocks, and each block translated and aligned on its own: what was mentioned in one
-   block is news in the next.
-2. The reinforced model reads the block, the base model its translation (and, if asked, the block too), and
-   `generic_labels` makes labels of their logits.
-3. Blocks and labels make an encoded batch, which trains like any other text:
+1. The text is cut into blocks, and each block is translated and aligned on its own: the first mention of an
+   anchor is counted anew in every block.
+2. The reinforced model reads the block, the base model its translation (and, with
+   ``delta_context="original"``, the block too), and `generic_labels` computes labels from their logits.
+3. Blocks and labels are an encoded batch, to train on like any other text:
    ``mu.edit(hm, loc, mu.objectives.Relabel(), facts, corpus=labels.batch)``.
 """
 
@@ -33,7 +33,7 @@ DeltaContext = Literal["translated", "original"]
 
 
 class Row(NamedTuple):
-    """One token of the text: what stands there, and what is taught instead (None: nothing is)."""
+    """One token of the text and its label (None if it has none)."""
 
     block: int
     text: str
@@ -45,10 +45,10 @@ class Relabelled:
     """A text with generic labels.
 
     Args:
-        batch: the blocks that have a label; ``labels[b, t]`` is what ``logits[b, t]`` is to predict.
-        own: the text's own next tokens at the same places, -100 past the end of a block.
+        batch: the blocks that have a label; ``labels[b, t]`` is the target of ``logits[b, t]``.
+        own: the text's own next tokens at the same positions, -100 after the end of a block.
         names: every label as text, by id.
-        repeated: how many rows were left out because they predict an anchor mentioned before.
+        repeated: number of rows without a label because they predict an anchor mentioned before.
     """
 
     batch: Batch
@@ -64,11 +64,11 @@ class Relabelled:
     @property
     def changed(self) -> float:
         """The share of the labels that differ from the text."""
-        asked = self.batch.labels != IGNORED
-        return float((self.batch.labels != self.own)[asked].float().mean())
+        mask = self.batch.labels != IGNORED
+        return float((self.batch.labels != self.own)[mask].float().mean())
 
     def rows(self) -> Iterator[Row]:
-        """Every token of the text beside its label, to look at."""
+        """Every token of the text with its label, for inspection."""
         for number, strings in enumerate(self.batch.strings):
             for position, text in enumerate(strings[1:]):
                 label = int(self.batch.labels[number, position])
@@ -94,24 +94,25 @@ def relabel(
     lowered: float | int = 5.0,
     progress: bool = True,
 ) -> Relabelled:
-    """Give a text the labels that a model might predict which never read it.
+    """Label a text with the tokens that a model which never read it might predict.
 
     Args:
         hm: the model that is to forget the text.
-        reinforced: the same, trained further on it: see :func:`reinforce`.
+        reinforced: the same model after further training on the text; see :func:`reinforce`.
         texts: running text, in passages.
-        anchors: generic expressions by idiosyncratic ones; see :func:`propose_anchors`.
-        alpha: how far logits that reinforcing raised are pushed down; 0 uses the translation alone.
-        block: tokens in a block at most, BOS included.
-        delta_context: what the base model reads where the reinforced one is compared with it: the
-            ``"translated"`` text, as published, or the ``"original"``, as the reinforced one does.
-        lowered: by how many logits the beginnings of translations are lowered once these have appeared.
+        anchors: generic expressions by specific ones; see :func:`propose_anchors`.
+        alpha: factor by which logits that reinforcing raised are lowered; 0 uses the translation alone.
+        block: maximal number of tokens in a block, BOS included.
+        delta_context: what the base model reads when the reinforced one is compared with it: the
+            ``"translated"`` text, as published, or the ``"original"``, which the reinforced one reads.
+        lowered: how many logits the first tokens of translations are lowered by once these have appeared.
         progress: whether to show a bar.
 
     Raises:
-        FactError: there is no text, no label is left, the anchors are no mapping, or an expression fits no
-            block.
-        TrainingError: an option is out of range, or `reinforced` is neither a model nor an edit.
+        FactError: there is no text, no token has a label, the anchors are not a mapping, or an expression is
+            longer than a block.
+        ScoresError: `block` is not positive.
+        TrainingError: another option is out of range, or `reinforced` is neither a model nor an edit.
         EditError: `reinforced` is an edit that does not fit the model.
 
     Example:
@@ -127,66 +128,62 @@ def relabel(
     for name, number in (("alpha", alpha), ("lowered", lowered)):
         if not 0 <= number < float("inf"):
             raise TrainingError(f"{name} is {number!r}; give 0 or more, such as 5.0")
-    known = as_anchors(anchors)
-    knows = _knowing(hm, reinforced)
-    pieces = blocks(hm, texts, anchors=known, size=block)
+    dictionary = as_anchors(anchors)
+    reinforced_hm = _reinforced(hm, reinforced)
+    pieces = blocks(hm, texts, anchors=dictionary, size=block)
     batch = encode_text(hm, pieces)
-    first = {word: first_tokens(hm, word) for word in set(known.values())}
+    first = {word: first_tokens(hm, word) for word in set(dictionary.values())}
     labels = torch.full_like(batch.labels, IGNORED)
     repeated = 0
     for number, piece in enumerate(tqdm(pieces, desc="relabel", disable=not progress, leave=False)):
-        found = known.translate(piece)
-        alignment = align(found, *tokens_of(hm, [piece, found.text]))
-        says = _logits(hm, found.text), _logits(knows, piece)
-        same = _logits(hm, piece) if delta_context == "original" else None
+        translation = dictionary.translate(piece)
+        alignment = align(translation, *tokens_of(hm, [piece, translation.text]))
         row = generic_labels(
-            *says, alignment, base_original=same, alpha=alpha, first_tokens=first, lowered=lowered
-        )
+            _logits(hm, translation.text), _logits(reinforced_hm, piece), alignment,
+            base_original=_logits(hm, piece) if delta_context == "original" else None,
+            alpha=alpha, first_tokens=first, lowered=lowered,
+        )  # fmt: skip
         labels[number, : len(row)] = row
         repeated += alignment.repeated
     return _relabelled(hm, batch, labels, repeated)
 
 
 def first_tokens(hm: HasTokenizer, word: str) -> tuple[int, ...]:
-    """Give the ids a word may begin with, after a space and without one.
+    """The ids that a word may begin with, after a space and without one.
 
-    A token of white space alone is left out: every word that is spelt in pieces begins with it.
-
-    Args:
-        hm: gives the tokenizer.
-        word: a generic expression.
+    A token of white space alone is left out: every word that the tokenizer splits after its space starts with
+    it.
     """
     spellings = [hm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f" {word}", word)]
     first = {ids[0] for ids in spellings if ids}
     return tuple(sorted(token for token in first if hm.tokenizer.decode([token]).strip()))
 
 
-def _knowing(hm: HookedModel, reinforced: HookedModel | Edit) -> HookedModel:
-    """The model that has read the text once more."""
-    knows = reinforced.apply(hm) if isinstance(reinforced, Edit) else reinforced
-    if not isinstance(knows, HookedModel):
+def _reinforced(hm: HookedModel, reinforced: HookedModel | Edit) -> HookedModel:
+    model = reinforced.apply(hm) if isinstance(reinforced, Edit) else reinforced
+    if not isinstance(model, HookedModel):
         raise TrainingError(
             f"reinforced is {reinforced!r}; give the edit that mu.whp.reinforce(hm, texts) returns, or a "
             "HookedModel that was trained further on the text"
         )
-    return knows
+    return model
 
 
 def _logits(hm: HookedModel, text: str) -> Float[Tensor, "row d_vocab"]:
-    """What a model says after every token of a block but the last."""
+    """The logits after every token of a block but the last."""
     return forward(hm, encode_text(hm, [text]))[0]
 
 
 def _relabelled(
     hm: HasTokenizer, batch: Batch, labels: Int[Tensor, "batch pos"], repeated: int
 ) -> Relabelled:
-    """Put labels into a batch, without blocks that have none."""
-    some = (labels != IGNORED).any(1)
-    if not bool(some.any()):
+    """Put labels into the batch, without the blocks that have none."""
+    labelled = (labels != IGNORED).any(1)
+    if not bool(labelled.any()):
         raise FactError("no token of the text keeps a label; give longer passages, or fewer anchors")
     names = {
         int(token): hm.tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
         for token in torch.unique(labels[labels != IGNORED])
     }
-    kept = replace(batch, labels=labels).rows(some).trimmed()
-    return Relabelled(kept, batch.rows(some).trimmed().labels, names, repeated)
+    relabelled = replace(batch, labels=labels).rows(labelled).trimmed()
+    return Relabelled(relabelled, batch.rows(labelled).trimmed().labels, names, repeated)

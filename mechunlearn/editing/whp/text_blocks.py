@@ -1,9 +1,9 @@
-"""Cut texts into blocks that the model can read, original and translated.
+"""Cut texts into blocks that fit the model, both in the original and in translation.
 
-1. A text is tokenised once, and so is its translation. A block takes as many tokens as fit both ways, the
-   BOS token counted.
-2. It ends at white space where it can, else between two tokens, and never inside an anchor.
-3. Blocks are read on their own: each starts anew, with no white space at its edges.
+1. A text and its translation are each tokenised once. A block takes as many tokens as fit in both, BOS
+   included.
+2. It ends at white space where possible, else between two tokens, and never inside an anchor.
+3. Each block is read on its own, without white space at its edges.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ SPARE = 2  # the BOS token, and a space that a tokenizer may put in front
 def blocks(
     hm: HasModel, texts: Sequence[str], *, anchors: Mapping[str, str] | None = None, size: int = 512
 ) -> tuple[str, ...]:
-    """Cut texts into blocks of at most so many tokens, BOS included.
+    """Cut texts into blocks of at most ``size`` tokens, BOS included.
 
     Args:
-        hm: the model, whose tokenizer counts and whose positions bound a block.
+        hm: the model; its tokenizer counts the tokens and its positions limit the size.
         texts: running text; each is cut on its own.
-        anchors: expressions that no cut goes through, and whose translations must fit as well.
-        size: tokens in a block at most.
+        anchors: expressions that no block boundary may split, and whose translations must fit as well.
+        size: maximal number of tokens in a block.
 
     Raises:
-        FactError: there is no text, or an expression that fits no block.
+        FactError: there is no text, or an expression is longer than a block.
         ScoresError: `size` is not positive.
 
     Example:
@@ -42,42 +42,31 @@ def blocks(
         ('The white cat eats fish in', 'the spring.')
     """
     positive(ScoresError, size=size)
-    given = [texts] if isinstance(texts, str) else list(texts)
-    known = as_anchors({} if anchors is None else anchors)
+    passages = [texts] if isinstance(texts, str) else list(texts)
+    dictionary = as_anchors({} if anchors is None else anchors)
     limit = min(size, getattr(hm.hf.config.get_text_config(), "max_position_embeddings", size))
-    cut = [block for text in given for block in _cut(hm, known.translate(text), limit)]
+    cut = [block for text in passages for block in _cut(hm, dictionary.translate(text), limit)]
     if not cut:
         raise FactError("there is no text; give passages of two tokens or more")
     return tuple(cut)
 
 
 def as_anchors(anchors: Mapping[str, str]) -> Anchors:
-    """Take a dictionary as it is, or make one of a plain mapping.
-
-    Args:
-        anchors: generic expressions by idiosyncratic ones.
-
-    Raises:
-        FactError: it is no mapping, or has an entry that cannot be used.
-    """
+    """The anchors, or Anchors made of a plain mapping; FactError if that is not possible."""
     return anchors if isinstance(anchors, Anchors) else Anchors(anchors)
 
 
 def tokens_of(hm: HasTokenizer, texts: Sequence[str]) -> tuple[Tokens, ...]:
-    """Tokenise texts as ``encode_text`` does, with the characters each token covers.
+    """Tokenise texts as ``encode_text`` does, with the characters that each token covers.
 
-    Args:
-        hm: gives the tokenizer, and whether a BOS token opens a text.
-        texts: what to tokenise.
-
-    Raises:
-        FactError: the tokenizer gives no character offsets, or a text has no token to predict.
+    Raises FactError if the tokenizer has no character offsets, or a text has no token to predict.
     """
     batch = encode_text(hm, texts)
     ids = [row[:length].tolist() for row, length in zip(batch.tokens, batch.lengths.tolist(), strict=True)]
     encoded = hm.tokenizer(
         list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )["offset_mapping"]  # fmt: skip
+    # Special tokens in front, such as BOS, have no offsets.
     opening = [[(0, 0)] * (len(row) - len(spans)) for row, spans in zip(ids, encoded, strict=True)]
     return tuple(
         Tokens(tuple(row), (*first, *((int(a), int(b)) for a, b in spans)))
@@ -85,50 +74,53 @@ def tokens_of(hm: HasTokenizer, texts: Sequence[str]) -> tuple[Tokens, ...]:
     )
 
 
-def _cut(hm: HasTokenizer, found: Translation, limit: int) -> list[str]:
-    """Cut one text."""
-    if not found.original.strip():
+def _cut(hm: HasTokenizer, translation: Translation, limit: int) -> list[str]:
+    text = translation.original
+    if not text.strip():
         return []
-    both = tokens_of(hm, [found.original, found.text])
+    both = tokens_of(hm, [text, translation.text])
     if max(map(len, both)) <= limit:
-        return [found.original.strip()]
-    ours, theirs = ([end for start, end in tokens.spans if start < end] for tokens in both)
+        return [text.strip()]
+    token_ends, translated_ends = ([end for start, end in tokens.spans if start < end] for tokens in both)
     # Characters that no token covers, at the end of a text, stay with its last block.
-    ends = [*(end for end in ours[:-1] if not _inside(found, end)), len(found.original)]
-    counted = [bisect_right(ours, end) for end in ends]
-    translated = [bisect_right(theirs, _forward(found, end)) for end in ends]
+    ends = [*(end for end in token_ends[:-1] if not _inside(translation, end)), len(text)]
+    # Tokens up to each end, so that differences count the tokens of a block.
+    counted = [bisect_right(token_ends, end) for end in ends]
+    translated = [bisect_right(translated_ends, _forward(translation, end)) for end in ends]
     room, cut, first, used = limit - SPARE, [], 0, (0, 0)
     while first < len(ends):
         stop = min(bisect_right(counted, used[0] + room), bisect_right(translated, used[1] + room))
         start = ends[first - 1] if first else 0
         if stop <= first:
             raise FactError(
-                f"no block of {limit} tokens holds {found.original[start : start + 40]!r}; give a larger "
+                f"no block of {limit} tokens holds {text[start : start + 40]!r}; give a larger "
                 "block, or shorter anchors and translations"
             )
-        last = _best(found.original, ends, first, stop)
-        if counted[last] - used[0] > 1 - (len(both[0]) - len(ours)):  # else nothing can be predicted
-            cut.append(found.original[start : ends[last]].strip())
+        last = _best(text, ends, first, stop)
+        # Two tokens, or one after a BOS token: else nothing can be predicted.
+        if counted[last] - used[0] > 1 - (len(both[0]) - len(token_ends)):
+            cut.append(text[start : ends[last]].strip())
         first, used = last + 1, (counted[last], translated[last])
     return cut
 
 
 def _best(text: str, ends: Sequence[int], first: int, stop: int) -> int:
-    """The last end before white space, if there is one, else the last."""
-    for at in reversed(range(first, stop)):
-        if ends[at] == len(text) or text[ends[at]].isspace():
-            return at
+    """The index of the last end before white space, if there is one in the range, else of the last end."""
+    for index in reversed(range(first, stop)):
+        if ends[index] == len(text) or text[ends[index]].isspace():
+            return index
     return stop - 1
 
 
-def _inside(found: Translation, end: int) -> bool:
-    """Whether a cut here would go through an anchor."""
-    at = bisect_left(found.mentions, end, key=lambda mention: mention.end)
-    return at < len(found.mentions) and found.mentions[at].start < end < found.mentions[at].end
+def _inside(translation: Translation, end: int) -> bool:
+    """Whether a cut at this character would split an anchor."""
+    mentions = translation.mentions
+    index = bisect_left(mentions, end, key=lambda mention: mention.end)
+    return index < len(mentions) and mentions[index].start < end < mentions[index].end
 
 
-def _forward(found: Translation, end: int) -> int:
-    """Tell a place of the text, outside anchors, in characters of the translation."""
-    at = bisect_right(found.mentions, end, key=lambda mention: mention.end)
-    last = found.mentions[at - 1] if at else None
+def _forward(translation: Translation, end: int) -> int:
+    """Convert an end outside the anchors to characters of the translation."""
+    index = bisect_right(translation.mentions, end, key=lambda mention: mention.end)
+    last = translation.mentions[index - 1] if index else None
     return end if last is None else end - last.end + last.translated[1]
