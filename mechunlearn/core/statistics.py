@@ -84,7 +84,7 @@ def paired_difference(
     Both hold one number for each of the same facts, in the same order; else ValueError is raised.
 
     Example:
-        >>> paired_difference([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]).estimate > 0.6
+        >>> paired_difference([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]).mean > 0.6
         True
     """
     if len(first) != len(second):
