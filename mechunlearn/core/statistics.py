@@ -84,8 +84,8 @@ def paired_difference(
     Both hold one number for each of the same facts, in the same order; else ValueError is raised.
 
     Example:
-        >>> paired_difference([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]).mean > 0.6
-        True
+        >>> str(paired_difference([1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], seed=0))
+        '.75 [.25, 1.00]'
     """
     if len(first) != len(second):
         raise ValueError(

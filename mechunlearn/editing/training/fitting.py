@@ -132,6 +132,12 @@ def refit(
     """Fit a recipe, such as ``edit.recipe``, on a localization.
 
     All else is as in :func:`edit`, errors included; the batch size is the recipe's, not that of ``limits``.
+
+    Example:
+        >>> hm, facts = mu.world.model(), mu.world.facts()
+        >>> recipe = mu.Recipe(mu.objectives.Forget(), steps=1)
+        >>> mu.refit(hm, recipe, mu.Localization(["L3.mlp"]), facts, progress=False).step
+        1
     """
     _require(hm, localization, facts)
     _require_limits(limits)
