@@ -82,6 +82,10 @@ def paired_difference(
     """Return the mean of `first` minus `second`, fact by fact, with its interval; see `bootstrap_interval`.
 
     Both hold one number for each of the same facts, in the same order; else ValueError is raised.
+
+    Example:
+        >>> str(paired_difference([1, 1, 1], [0, 0, 0], seed=0))
+        '1.00 [1.00, 1.00]'
     """
     if len(first) != len(second):
         raise ValueError(
