@@ -101,7 +101,7 @@ def memit(
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
         >>> place = mu.Localization(["L1.mlp.out", "L2.mlp.out"])
-        >>> known = mu.closed_form.key_statistics(hm, place, facts.text, progress=False)
+        >>> known = mu.closed_form.key_statistics(hm, place, facts.text[:20], progress=False)
         >>> two = facts.forget[:2]
         >>> edit = mu.closed_form.memit(
         ...     hm, place, two, statistics=known, prefixes=[], progress=False,

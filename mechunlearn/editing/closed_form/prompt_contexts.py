@@ -148,7 +148,7 @@ def sample_prefixes(hm: HookedModel, lengths: Lengths, *, seed: int) -> tuple[st
         ModelError: the tokenizer has no token to begin with.
 
     Example:
-        >>> len(sample_prefixes(mu.world.model(), [(2, 5), (1, 10)], seed=0))
+        >>> len(sample_prefixes(mu.world.model(), [(2, 2), (1, 4)], seed=0))
         3
     """
     known = (getattr(hm.tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos"))

@@ -85,9 +85,10 @@ def rome(
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
         >>> place = mu.Localization(["L1.mlp.out"])
-        >>> known = mu.closed_form.key_statistics(hm, place, facts.text, progress=False)
+        >>> known = mu.closed_form.key_statistics(hm, place, facts.text[:20], progress=False)
         >>> one = facts.forget[:1]
-        >>> edit = mu.closed_form.rome(hm, place, one, statistics=known, prefixes=[], progress=False)
+        >>> edit = mu.closed_form.rome(hm, place, one, statistics=known, prefixes=[], progress=False,
+        ...                              search=mu.closed_form.ValueSearch(steps=2))
         >>> [delta.slice.name for delta in edit.deltas]
         ['model.layers.1.mlp.down_proj.weight']
 
