@@ -76,7 +76,7 @@ class Checkpoint(StrEnum):
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("report.html"),
     draws: Annotated[int, typer.Option(min=1, help="Groups of people to forget, one after another.")] = 2,
-    quick: Annotated[bool, typer.Option("--quick", help="One draw and fewer rows.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One draw, fewer people and rows.")] = False,
 ) -> None:
     """Run the main job on the embedded world: look, cut, doubt, and write a report."""
     from mechunlearn.experiments.demo.running import run

@@ -62,7 +62,7 @@ def audit(
     Example:
         >>> import mechunlearn as mu
         >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> few = mu.Facts([*facts.forget[:2], *facts.retain[:4]], text=facts.text[:2])
+        >>> few = mu.Facts([facts.forget[0].replace(neighbours={}), *facts.retain[:2]], text=facts.text[:2])
         >>> nothing = mu.Edit((), mu.Localization())
         >>> mu.audit(hm, nothing, few, attacks=(), controls=0, progress=False).verdict.word
         'no change'

@@ -112,9 +112,10 @@ def choose(
     Example:
         >>> from mechunlearn.editing.edits.recipes import Recipe
         >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> inject = mu.objectives.Inject()
+        >>> few = mu.Facts([*facts.forget[:2], *facts.retain[:2]])
+        >>> inject = mu.objectives.Inject(text=0.0)
         >>> grid = [Recipe(inject, steps=1, lr=lr) for lr in (1e-3, 3e-3)]
-        >>> choice = choose(hm, mu.Localization(["L0.mlp"]), grid, facts)
+        >>> choice = choose(hm, mu.Localization(["L0.mlp"]), grid, few)
         >>> [trial.options for trial in choice.trials]
         ['lr 0.001', 'lr 0.003']
     """

@@ -84,7 +84,7 @@ def logit_lens(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> figure = mu.logit_lens(hm, facts, progress=False).curves()
+        >>> figure = mu.logit_lens(hm, facts[:4], progress=False).curves()
 
     Source: nostalgebraist 2020, interpreting GPT: the logit lens.
     """
@@ -196,7 +196,7 @@ def direct_logit_attribution(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> credit = mu.direct_logit_attribution(hm, facts, progress=False)
+        >>> credit = mu.direct_logit_attribution(hm, facts[:4], progress=False)
         >>> len(credit.only("attn", "mlp").top(2))
         2
 

@@ -54,7 +54,7 @@ def verify(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> scores = mu.attribution(hm, facts[:8], progress=False)
+        >>> scores = mu.attribution(hm, facts[:4], progress=False)
         >>> checked = mu.verify(hm, scores, 2, progress=False)
         >>> checked.values.sizes["site"], checked.values["metric"].values.tolist()
         (2, ['exact', 'estimate'])

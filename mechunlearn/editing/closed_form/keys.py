@@ -203,7 +203,7 @@ def key_statistics(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> key_statistics(hm, ["L2.mlp.out", "L3.mlp.out"], facts.text, progress=False)
+        >>> key_statistics(hm, ["L2.mlp.out", "L3.mlp.out"], facts.text[:20], progress=False)
         KeyStatistics(L2.mlp.out, L3.mlp.out; ... tokens, ridge 0.001, of ...)
 
     Source: Meng et al. (2022), with 100,000 texts of Wikipedia.

@@ -103,7 +103,7 @@ def memit(
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
         >>> localization = mu.Localization(["L1.mlp.out", "L2.mlp.out"])
-        >>> statistics = mu.closed_form.key_statistics(hm, localization, facts.text, progress=False)
+        >>> statistics = mu.closed_form.key_statistics(hm, localization, facts.text[:20], progress=False)
         >>> edit = mu.closed_form.memit(
         ...     hm, localization, facts.forget[:2], statistics=statistics, prefixes=[], progress=False,
         ...     search=mu.closed_form.ValueSearch(steps=2),

@@ -86,7 +86,7 @@ def rome(
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
         >>> localization = mu.Localization(["L1.mlp.out"])
-        >>> statistics = mu.closed_form.key_statistics(hm, localization, facts.text, progress=False)
+        >>> statistics = mu.closed_form.key_statistics(hm, localization, facts.text[:20], progress=False)
         >>> edit = mu.closed_form.rome(
         ...     hm, localization, facts.forget[:1], statistics=statistics, prefixes=[], progress=False
         ... )

@@ -165,7 +165,7 @@ def count_curve(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> few = mu.Facts([*facts.forget[:2], *facts.retain[:2], *facts.test[:2]], text=facts.text[:2])
+        >>> few = mu.Facts([*facts.forget[:2], *facts.retain[:1], *facts.test[:1]], text=facts.text[:2])
         >>> curve = count_curve(hm, hm.sites.mlps(), mu.objectives.Inject(), few, counts=(1, 2), steps=1,
         ...                     stop=None, progress=False)
         >>> curve.counts

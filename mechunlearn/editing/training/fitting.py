@@ -96,7 +96,8 @@ def edit(
     Example:
         >>> import mechunlearn as mu
         >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> e = mu.edit(hm, hm.sites.mlps(), mu.objectives.Inject(), facts, steps=2, progress=False)
+        >>> few = mu.Facts([*facts.forget[:2], *facts.retain[:2]], text=facts.text[:2])
+        >>> e = mu.edit(hm, hm.sites.mlps(), mu.objectives.Inject(), few, steps=2, progress=False)
         >>> len(e.localization)
         8
 

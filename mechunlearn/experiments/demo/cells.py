@@ -15,6 +15,7 @@ from typing import Any
 from mechunlearn.auditing.attacks.relearning import Relearn
 from mechunlearn.auditing.evaluation import Exam
 from mechunlearn.auditing.report.estimates import Row
+from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.grid import fingerprint
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.recipes import Recipe, Stop
@@ -31,12 +32,19 @@ STOP = Stop()
 class DemoCell:
     """One model, examined with one draw's facts.
 
-    ``draw`` decides the group of people and is the seed; without ``sites`` the checkpoint is not edited.
+    ``draw`` decides the group of people and is the seed; without ``sites`` the checkpoint is not edited. Only
+    one fact of every ``thinned`` is used, of those to forget, to retain and to test alike.
     """
 
     draw: int
     sites: tuple[str, ...] = ()
     checkpoint: Checkpoint = "original"
+    thinned: int = 1
+
+    @property
+    def facts(self) -> Facts:
+        """The facts that the edit is fitted on and the exam asks for."""
+        return facts_of(self.draw)[:: self.thinned]
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
@@ -54,12 +62,12 @@ class DemoCell:
         hm = model(self.checkpoint)
         if not self.sites:
             # Rows carry no model's name: one cell may stand in several lines of the table.
-            return {"rows": _exam(self.draw).take(hm, "")}
+            return {"rows": _exam(self.draw, self.thinned).take(hm, "")}
         localization = Localization(self.sites)
-        choice = choose(hm, localization, self.recipes, facts_of(self.draw))
+        choice = choose(hm, localization, self.recipes, self.facts)
         chosen, recipe = choice.chosen, choice.recipe or self.recipes[0]
         return {
-            "rows": _exam(self.draw).take(choice.edit.apply(hm), ""),
+            "rows": _exam(self.draw, self.thinned).take(choice.edit.apply(hm), ""),
             "lr": recipe.lr,
             "steps": chosen.step,
             "success": chosen.success,
@@ -95,5 +103,5 @@ class DemoResult:
 
 
 @lru_cache(maxsize=4)
-def _exam(draw: int) -> Exam:
-    return Exam.of(model("original"), facts_of(draw), (Relearn(),), seed=draw)
+def _exam(draw: int, thinned: int) -> Exam:
+    return Exam.of(model("original"), DemoCell(draw, thinned=thinned).facts, (Relearn(),), seed=draw)

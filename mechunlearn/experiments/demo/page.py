@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 PROFILE = ("relearned", "entailed", "choice new", "city")
 INTRODUCTION = """
 <h1>Look, cut, doubt</h1>
-<p>A small language model knows which sport each of 720 fictional people plays. Three readings say where it
-looks the sport up; 32 people are given another sport at each of these places, every edit by the same recipe
-and stopped by the same rule; then every edit is asked in other words, asked for what should follow and for
-what should survive, and attacked by relearning. <i>Gold</i> is a model that never learned the sport of
-these people: what perfect removal looks like.</p>
+<p>A small language model knows which sport each of 720 fictional people plays. Three readings say where
+it looks the sport up; 32 people (8 in a quick run) are given another sport at each of these places,
+every edit by the same recipe and stopped by the same rule; then every edit is asked in other words,
+asked for what should follow and for what should survive, and attacked by relearning. <i>Gold</i> is a
+model that never learned the sport of these people: what perfect removal looks like.</p>
 """
 
 

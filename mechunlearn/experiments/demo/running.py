@@ -27,15 +27,15 @@ from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.experiments.demo import findings, page
 from mechunlearn.experiments.demo.cells import RATES, STEPS, STOP, DemoCell, DemoResult
 from mechunlearn.experiments.demo.lines import Lines, mean
-from mechunlearn.experiments.demo.looking import EVERYTHING, LOOKUP, RANDOM, TRACED, Look, look, pairs
+from mechunlearn.experiments.demo.looking import LOOKUP, RANDOM, Look, look, pairs
 from mechunlearn.experiments.embedded import facts_of, group_of, model
 from mechunlearn.experiments.outcomes import COLUMNS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-QUICK_LINES = (LOOKUP, TRACED[0], RANDOM, EVERYTHING)
-QUICK_PAIRS = ("0+1", "6+7")
+QUICK_LINES = (LOOKUP, RANDOM)
+QUICK_THINNED = 4
 PAIR = "MLPs "
 CONTROLS = tuple(f"{CONTROL} {number}" for number in (1, 2, 3))
 
@@ -84,8 +84,10 @@ class Demo:
             for draw, look in enumerate(self.looks)
             for name, localization in look.localizations.items()
         ]
+        thinned = self.results[UNTOUCHED][0].cell.thinned
+        people = f"Draws: {draws}" + (f", one fact of every {thinned}" if thinned > 1 else "")
         return [
-            f"Draws: {draws}; seeds are the draws' numbers. Every edit: Inject on two phrasings, at most "
+            f"{people}; seeds are the draws' numbers. Every edit: Inject on two phrasings, at most "
             f"{STEPS} steps, the lowest learning rate of {RATES} that reaches {STOP.goal:.0%} new answers "
             f"on validation phrasings with {STOP.min_retention:.0%} retained. "
             f"Intervals: 95 %, bootstrap over people. {self.seconds:.0f} s on {self.cores} cores.",
@@ -135,7 +137,8 @@ def run(
 ) -> Demo:
     """Run the main job on the embedded model for ``draws`` groups of people, one after another.
 
-    ``quick`` runs fewer lines; ``workers`` None stands for one process per core.
+    ``quick`` runs the lookup and random MLPs only, with a quarter of the people; ``workers`` None stands for
+    one process per core.
     """
     started = time.perf_counter()
     hm = model("original")
@@ -159,23 +162,21 @@ def _lines(
     looks: Sequence[Look], by_depth: Mapping[str, Localization], sites: ModelSites, *, quick: bool
 ) -> dict[str, list[DemoCell]]:
     """The cells of every line, one per draw."""
-    draws = range(len(looks))
-    lines = {UNTOUCHED: [DemoCell(draw) for draw in draws]}
-    lines[GOLD] = [DemoCell(draw, checkpoint="gold") for draw in draws]
+    draws, thinned = range(len(looks)), QUICK_THINNED if quick else 1
+
+    def edited(draw: int, localization: Localization) -> DemoCell:
+        return DemoCell(draw, tuple(map(str, localization)), thinned=thinned)
+
+    lines = {UNTOUCHED: [DemoCell(draw, thinned=thinned) for draw in draws]}
+    lines[GOLD] = [DemoCell(draw, checkpoint="gold", thinned=thinned) for draw in draws]
     for name in looks[0].localizations:
         if not quick or name in QUICK_LINES:
-            lines[name] = [_edited(draw, looks[draw].localizations[name]) for draw in draws]
-    for name, localization in by_depth.items():
-        if not quick or name in QUICK_PAIRS:
-            lines[PAIR + name] = [_edited(0, localization)]
+            lines[name] = [edited(draw, looks[draw].localizations[name]) for draw in draws]
     if not quick:
+        lines |= {PAIR + name: [edited(0, localization)] for name, localization in by_depth.items()}
         controls = distinct(sites, looks[0].localizations[LOOKUP], count=len(CONTROLS), seed=0)
-        lines |= {name: [_edited(0, control)] for name, control in zip(CONTROLS, controls, strict=False)}
+        lines |= {name: [edited(0, control)] for name, control in zip(CONTROLS, controls, strict=False)}
     return lines
-
-
-def _edited(draw: int, localization: Localization) -> DemoCell:
-    return DemoCell(draw, tuple(map(str, localization)))
 
 
 def _control_note(result: DemoResult) -> str:

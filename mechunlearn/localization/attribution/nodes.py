@@ -85,7 +85,7 @@ def attribution(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> len(mu.attribution(hm, facts, progress=False).top(2))
+        >>> len(mu.attribution(hm, facts[:4], progress=False).top(2))
         2
 
     Source: Nanda 2023, Attribution Patching; Syed et al. 2023.

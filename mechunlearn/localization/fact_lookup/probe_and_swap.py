@@ -90,8 +90,8 @@ def fact_lookup(
         ScoresError: for unknown `positions`, or a `batch_size` below 1.
 
     Example:
-        >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> mu.fact_lookup(hm, facts, progress=False).above(0)
+        >>> hm, facts = mu.world.model(), mu.world.facts()
+        >>> mu.fact_lookup(hm, facts.forget[:16], fitted_on=facts.retain, progress=False).above(0)
         Localization(L0.mlp; ...)
 
     Source: Guo et al. 2024, Mechanistic Unlearning, whose lookup layers were picked by eye.

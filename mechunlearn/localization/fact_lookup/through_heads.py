@@ -75,7 +75,7 @@ def path_lookup(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> scores = mu.path_lookup(hm, facts, progress=False)
+        >>> scores = mu.path_lookup(hm, facts[:4], progress=False)
         >>> scores.above(0)
         Localization(L0.mlp, L1.mlp, L2.mlp; ...)
 

@@ -94,8 +94,8 @@ def activation_patch(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> scores = mu.activation_patch(hm, facts[:8], sites=("attn", "mlp"), progress=False)
-        >>> scores.only("mlp").top(1)
+        >>> scores = mu.activation_patch(hm, facts[:4], sites="mlp", progress=False)
+        >>> scores.top(1)
         Localization(L0.mlp; ...)
 
     Source: Meng et al. 2022; Heimersheim and Nanda 2024, How to use and interpret activation patching.

@@ -85,7 +85,7 @@ def probe(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts()
-        >>> curve = mu.probe(hm, facts.forget, progress=False).sel(metric="accuracy")
+        >>> curve = mu.probe(hm, facts.forget[:16], folds=2, progress=False).sel(metric="accuracy")
 
     Source: Alain and Bengio 2016; the control after Hewitt and Liang 2019.
     """

@@ -79,7 +79,7 @@ def causal_trace(
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
-        >>> trace = mu.causal_trace(hm, facts[:2], corrupt=mu.Noise(samples=1), progress=False)
+        >>> trace = mu.causal_trace(hm, facts[:2], sites="mlp", corrupt=mu.Noise(samples=1), progress=False)
         >>> trace.top(1)
         Localization(L0.mlp; ...)
 
