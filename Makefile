@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mechunlearn demo --out report.html
@@ -15,16 +15,19 @@ demo: $(VENV)/.installed
 test: export OMP_NUM_THREADS = 1
 # Empty, so that the second run finds the rewritten asserts of the first: collecting takes half the time.
 test: export PYTHONDONTWRITEBYTECODE =
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadscope -q
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks -q
-	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+# In the order of collection: the notebooks, which take longest, come first and leave no worker idle at the end.
+test: $(VENV)/.installed-dev
+	$(MAKE) -j 2 lint docs
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -q --nbmake --nbmake-timeout=300 notebooks tests
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
