@@ -44,11 +44,13 @@ def test_senders_of_every_kind_to_receivers_of_every_kind_equal_the_twin(
     twins = setup.twins()
     assert BlockFunctions.of(hm).reason == ""
     path_sets = [Paths.of(hm, SENDERS, receivers, mlps=mlps) for receivers in sets]
-    fast = [setup.sweep(paths) for paths in path_sets]
-    monkeypatch.setitem(engine_parts._CHECKED, hm, "asked")
-    slow = [setup.sweep(Paths.of(hm, SENDERS, receivers, mlps=mlps)) for receivers in sets]
-    for paths, receivers, *actual in zip(path_sets, sets, fast, slow, strict=True):
-        setup.agree(twins, paths, receivers, *actual)
+    actual = [[setup.sweep(paths)] for paths in path_sets]
+    if family in ("gpt2", "gemma2"):  # complete runs go through hooks, which know no family
+        monkeypatch.setitem(engine_parts._CHECKED, hm, "not fast")
+        for sweeps, receivers in zip(actual, sets, strict=True):
+            sweeps.append(setup.sweep(Paths.of(hm, SENDERS, receivers, mlps=mlps)))
+    for paths, receivers, sweeps in zip(path_sets, sets, actual, strict=True):
+        setup.agree(twins, paths, receivers, *sweeps)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
