@@ -57,7 +57,9 @@ def distinct(sites: ModelSites, like: Localization, *, count: int, seed: int) ->
     for attempt in range(TRIES * count):
         # Seeds of different audits must not overlap, or their controls would be partly the same.
         sample = sites.sample(like=like, seed=seed * TRIES * count + attempt)
-        if sample != like and sample not in samples:
+        if sample == like:  # no other choice has its size, so further seeds would find none either
+            break
+        if sample not in samples:
             samples.append(sample)
         if len(samples) == count:
             break
