@@ -15,7 +15,8 @@
     └── GridError           a grid of cells that cannot be run, or cells that failed
 
 All are also ``ValueError``, so code that knows nothing of this package can catch them. A message names
-the value, what was expected, and the remedy. ``IdentityWarning``, the one warning, is a ``UserWarning``.
+the value, what was expected, and the remedy. The warnings, ``IdentityWarning`` and ``FallbackWarning``, are
+``UserWarning``.
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class GridError(MechUnlearnError):
 
 class IdentityWarning(UserWarning):
     """An edit, or key statistics, meets other weights than those it was made on."""
+
+
+class FallbackWarning(UserWarning):
+    """A model is run in a slower way than its family allows, since a check failed; results are the same."""
 
 
 def one_of(what: str, value: object, choices: Iterable[object]) -> str:

@@ -20,8 +20,9 @@ from mechunlearn.auditing import sections
 from mechunlearn.auditing.attacks.attack import Attack, Context
 from mechunlearn.auditing.report.estimates import Row
 from mechunlearn.auditing.sections import Question, SectionReader
-from mechunlearn.core.facts.collection import Facts, halves
+from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.halving import halves
 from mechunlearn.errors import FactError, MechUnlearnError
 from mechunlearn.localization.probing.linear_probes import fit_probes
 from mechunlearn.models.activations import probe_sites, states_at

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, get_args
 
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.core.facts.fact import Fact, Format, in_words
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import Format, in_words
 
 CHOICE: Final = "multiple_choice"
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -2,7 +2,7 @@
 
 1. For every fact, the other subjects of its relation are put in a seeded order: those with equally many
    tokens first, and among them those with another answer.
-2. The first that leaves every token of the prompt where it was (same length, same subject positions) is
+2. The first that leaves every token of the prompt where it was (same length, same mentions) is
    taken; the prompt is encoded to find out, since a tokenizer may cut a name differently in another prompt.
 3. A fact without such a subject is left out; the result says how many facts are left.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import Mention
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.encoding.encoder import HasTokenizer, encode
@@ -26,7 +27,8 @@ class Swaps:
     """Facts, each beside the same prompt about another subject of equally many tokens.
 
     A swapped fact has the other subject's answer. ``index`` is each fact's index among those that were
-    passed. ``note`` says how many have another subject, such as ``"31 of 32 facts"``; empty if all do.
+    passed. ``note`` says how many have another subject, such as ``"31 of 32 facts"``, and which mentions are
+    replaced where there are several; it is empty if there is nothing to say.
     """
 
     facts: tuple[Fact, ...]
@@ -41,12 +43,14 @@ def swap_subjects(
     *,
     pool: Sequence[Fact] | None = None,
     other_answer: bool = False,
+    mention: Mention = "all",
     seed: int = 0,
 ) -> Swaps:
     """Find for every fact another subject that fits into its prompt token by token.
 
     ``pool`` holds facts whose subjects may be put in; None for the facts themselves. ``other_answer`` leaves
-    out facts for which only subjects with the same answer fit. FactError is raised if no fact finds one.
+    out facts for which only subjects with the same answer fit. ``mention`` says which mentions of the subject
+    are replaced. FactError is raised if no fact finds one.
     """
     pool = list(facts if pool is None else pool)
     clean = encode(hm, facts, answer=None)
@@ -56,10 +60,10 @@ def swap_subjects(
         missing = [i for i, queue in enumerate(queues) if i not in swapped and attempt < len(queue)]
         if not missing:
             break
-        tried = [_about(facts[i], queues[i][attempt]) for i in missing]
+        tried = [_about(facts[i], queues[i][attempt], mention) for i in missing]
         batch = encode(hm, tried, answer=None)
         for row, (i, fact) in enumerate(zip(missing, tried, strict=True)):
-            if _aligned(clean, i, batch, row):
+            if _aligned(clean, i, batch, row, mention):
                 swapped[i] = fact
     if not swapped:
         raise FactError(
@@ -68,8 +72,16 @@ def swap_subjects(
             "give more facts of the same relation: corrupt=mu.OtherSubject(pool=...)"
         )
     index = tuple(sorted(swapped))
-    note = f"{len(index)} of {len(facts)} facts" if len(index) < len(facts) else ""
+    left = f"{len(index)} of {len(facts)} facts" if len(index) < len(facts) else ""
+    note = ", ".join(filter(None, (left, mention_note([facts[i] for i in index], mention))))
     return Swaps(tuple(facts[i] for i in index), tuple(swapped[i] for i in index), index, note)
+
+
+def mention_note(facts: Sequence[Fact], which: Mention) -> str:
+    """Say which mentions are corrupted, if a prompt names its subject several times."""
+    several = sum(len(fact.subject_spans) > 1 for fact in facts)
+    words = "all mentions" if which == "all" else f"only the {which} mention"
+    return f"{words} corrupted ({several} of {len(facts)} prompts have several)" if several else ""
 
 
 def _lengths(hm: HasTokenizer, pool: Sequence[Fact]) -> list[int]:
@@ -103,14 +115,22 @@ def _queues(
     return queues
 
 
-def _about(fact: Fact, donor: Fact) -> Fact:
-    start, stop = fact.subject_span
-    prompt = fact.prompt[:start] + donor.subject + fact.prompt[stop:]
-    return Fact(prompt, donor.subject, donor.answer, relation=fact.relation)
+def _about(fact: Fact, donor: Fact, mention: Mention) -> Fact:
+    spans = fact.subject_spans
+    replaced = {"all": spans, "first": spans[:1], "last": spans[-1:]}[mention]
+    prompt, opening = fact.prompt, fact.opening
+    for start, stop in reversed(replaced):
+        prompt = prompt[:start] + donor.subject + prompt[stop:]
+        if stop <= len(fact.opening):  # a system message may name the subject
+            opening = opening[:start] + donor.subject + opening[stop:]
+    return Fact(
+        prompt, donor.subject, donor.answer, relation=fact.relation, join=fact.join, end=fact.end,
+        opening=opening, closing=fact.closing,
+    )  # fmt: skip
 
 
-def _aligned(first: Batch, i: int, second: Batch, j: int) -> bool:
+def _aligned(first: Batch, i: int, second: Batch, j: int, mention: Mention) -> bool:
+    """Whether the replaced mentions, and the end of the prompt, stand where they stood."""
     size = int(first.lengths[i])
-    return size == int(second.lengths[j]) and bool(
-        (first.subject[i, :size] == second.subject[j, :size]).all() and first.end[i] == second.end[j]
-    )
+    before, after = first.mentioned(mention)[i, :size], second.mentioned("all")[j, :size]
+    return size == int(second.lengths[j]) and bool((before == after).all() and first.end[i] == second.end[j])

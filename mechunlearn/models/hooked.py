@@ -14,7 +14,7 @@ whether a BOS token comes first is decided once, by ``prepend_bos``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,17 +24,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechunlearn.core.sites.model_sites import ModelSites
-from mechunlearn.core.sites.site import Site
+from mechunlearn.errors import ModelError, one_of
 from mechunlearn.models import identity, loading
-from mechunlearn.models.arch import Arch, HookIndex, Slice
+from mechunlearn.models.arch import Arch
 from mechunlearn.models.running import RunMethods
-from mechunlearn.models.weights import Views
+from mechunlearn.models.token_rows import Truncate
+from mechunlearn.models.weights import SiteWeights, Views
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-class HookedModel(RunMethods, Views):
+class HookedModel(RunMethods, SiteWeights, Views):
     """A decoder to analyse through TransformerLens and to edit through Hugging Face.
 
     Make one with ``from_pretrained``, ``from_hf`` or ``mu.world.model()``, which call the constructor.
@@ -43,6 +44,7 @@ class HookedModel(RunMethods, Views):
         hf: the plain Hugging Face model, in evaluation mode.
         tokenizer: the tokenizer; None if there is none.
         prepend_bos: whether strings get a BOS token in front.
+        truncate: ``"left"`` if rows longer than the context lose first tokens; None if they are an error.
         arch: from sites to slices of parameters and to hooks.
         edits: the names of the edits applied so far, in order.
 
@@ -54,11 +56,19 @@ class HookedModel(RunMethods, Views):
     """
 
     def __init__(
-        self, hf: Any, tokenizer: Any, *, arch: Arch, prepend_bos: bool, edits: tuple[str, ...] = ()
+        self,
+        hf: Any,
+        tokenizer: Any,
+        *,
+        arch: Arch,
+        prepend_bos: bool,
+        truncate: Truncate = None,
+        edits: tuple[str, ...] = (),
     ) -> None:
         self.hf = hf
         self.tokenizer = tokenizer
         self.prepend_bos = prepend_bos
+        self.truncate = truncate
         self.arch = arch
         self.edits = edits
 
@@ -71,6 +81,7 @@ class HookedModel(RunMethods, Views):
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         prepend_bos: bool | None = None,
+        truncate: Truncate = None,
         **hf_kwargs: Any,
     ) -> HookedModel:
         """Load a model from a folder or from the Hugging Face Hub.
@@ -81,6 +92,7 @@ class HookedModel(RunMethods, Views):
             dtype: precision, such as ``"bfloat16"``; None for that of the stored weights.
             revision: a branch, tag or commit on the Hub.
             prepend_bos: whether strings get a BOS token in front; None for the family's habit.
+            truncate: ``"left"``: rows longer than the context lose first tokens; None: they are an error.
             **hf_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
 
         Raises:
@@ -92,16 +104,24 @@ class HookedModel(RunMethods, Views):
         model, tokenizer = loading.load(name_or_path, dtype=dtype, revision=revision, **hf_kwargs)
         if device is not None:
             model = loading.cast(model, device=torch.device(device), dtype=None)
-        return cls.from_hf(model, tokenizer, prepend_bos=prepend_bos)
+        return cls.from_hf(model, tokenizer, prepend_bos=prepend_bos, truncate=truncate)
 
     @classmethod
-    def from_hf(cls, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None) -> HookedModel:
+    def from_hf(
+        cls,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        prepend_bos: bool | None = None,
+        truncate: Truncate = None,
+    ) -> HookedModel:
         """Wrap a Hugging Face model in memory; it and its tokenizer are left as they are.
 
         Args:
             model: a causal language model; its tensors are shared, not copied.
             tokenizer: its tokenizer; without one, inputs must be token ids.
             prepend_bos: whether strings get a BOS token in front; None for the family's habit.
+            truncate: ``"left"``: rows longer than the context lose first tokens; None: they are an error.
 
         Raises:
             ModelError: it is no such model, or its family is not supported; the message lists those that are.
@@ -114,7 +134,10 @@ class HookedModel(RunMethods, Views):
         arch = Arch.of(architecture, model.config, dict(model.named_parameters()))
         has_bos = getattr(tokenizer, "bos_token_id", None) is not None
         prepend = arch.prepends_bos if prepend_bos is None else prepend_bos
-        return cls(loading.twin(model), tokenizer, arch=arch, prepend_bos=prepend and has_bos)
+        if truncate not in (None, "left"):
+            raise ModelError(one_of("truncate", truncate, (None, "left")))
+        twin = loading.twin(model)
+        return cls(twin, tokenizer, arch=arch, prepend_bos=prepend and has_bos, truncate=truncate)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer so that plain ``AutoModelForCausalLM.from_pretrained`` reads them.
@@ -130,11 +153,35 @@ class HookedModel(RunMethods, Views):
     @cached_property
     def bridge(self) -> TransformerBridge:
         """TransformerLens's view of the same tensors, built at first use (0.2 s for a small model)."""
-        return loading.wrap(self.hf, self.tokenizer, prepend_bos=self.prepend_bos)
+        bridge = loading.wrap(self.hf, self.tokenizer, prepend_bos=self.prepend_bos)
+        self._copied = identity.stamps(self._copies())
+        return bridge
+
+    def _copies(self) -> dict[str, Tensor]:
+        """The parameters of which the bridge holds copies."""
+        names = {part.name for _, part in self.arch.joined()}
+        return {name: self.params[name] for name in names}
+
+    def refresh(self) -> None:
+        """Notice what was done to ``hf`` from outside: weights loaded into it are read, adapters are refused.
+
+        Whatever encodes text or facts calls it.
+
+        Raises:
+            ModelError: ``hf`` has adapters.
+        """
+        loading.refuse_adapters(self.hf)
+        if any(self.params.get(name) is not tensor for name, tensor in self.hf.named_parameters()):
+            identity.clear(self)
+            self.__dict__.pop("params")
+            self.__dict__.pop("bridge", None)
+        elif "bridge" in self.__dict__ and identity.stamps(self._copies()) != self._copied:
+            self.sync()
 
     @cached_property
     def params(self) -> Mapping[str, nn.Parameter]:
         """The parameters by Hugging Face name; tied ones once, under their first name."""
+        loading.refuse_adapters(self.hf)
         return dict(self.hf.named_parameters())
 
     @cached_property
@@ -174,72 +221,12 @@ class HookedModel(RunMethods, Views):
             f"{', edits: ' + ', '.join(self.edits) if self.edits else ''})"
         )
 
-    def slices(self, sites: Iterable[Site]) -> tuple[Slice, ...]:
-        """The slices of parameters that hold the weights of some sites, at most one per parameter.
-
-        Args:
-            sites: a localization, or any weight sites.
-
-        Raises:
-            SiteError: this model does not have a site, or it has no weights.
-
-        Example:
-            >>> hm = mu.world.model()
-            >>> [part.name for part in hm.slices(mu.Localization(["L3.mlp.out"]))]
-            ['model.layers.3.mlp.down_proj.weight']
-        """
-        chosen = list(sites)
-        self.sites.check(chosen)
-        return self.arch.slices(chosen)
-
-    def size(self, sites: Iterable[Site]) -> int:
-        """The number of parameters of some sites.
-
-        Args:
-            sites: a localization, or any weight sites.
-
-        Example:
-            >>> hm = mu.world.model()
-            >>> hm.size(hm.sites) == hm.sites.total
-            True
-        """
-        return self.sites.size(sites)
-
-    def fraction(self, sites: Iterable[Site]) -> float:
-        """The share of some sites in the parameters of all weight sites, from 0 to 1.
-
-        Args:
-            sites: a localization, or any weight sites.
-
-        Example:
-            >>> hm = mu.world.model()
-            >>> hm.fraction(hm.sites)
-            1.0
-        """
-        return self.size(sites) / self.sites.total
-
-    def hook_points(self, site: Site | str) -> tuple[HookIndex, ...]:
-        """The hook points at which a site is read and written, with its index on their head or neuron axis.
-
-        Args:
-            site: a site, or the string it prints as.
-
-        Raises:
-            SiteError: this model does not have the site.
-
-        Example:
-            >>> mu.world.model().hook_points("L5.head[2]")
-            (HookIndex(name='blocks.5.attn.hook_z', index=2, axis=2),)
-        """
-        parsed = Site.parse(site) if isinstance(site, str) else site
-        self.sites.check([parsed])
-        return self.arch.hooks(parsed)
-
     def sync(self) -> None:
         """Refresh the bridge's copies of weights and the identity after writing into ``params`` in place."""
         identity.clear(self)
         if "bridge" in self.__dict__:
             loading.sync(self.bridge, self.arch, self.params)
+            self._copied = identity.stamps(self._copies())
 
     def fork(
         self, replacements: Mapping[str, Float[Tensor, "..."]] | None = None, *, edit: str | None = None
@@ -282,7 +269,14 @@ class HookedModel(RunMethods, Views):
 
     def _over(self, hf: Any, *, edit: str | None = None) -> HookedModel:
         edits = self.edits if edit is None else (*self.edits, edit)
-        return HookedModel(hf, self.tokenizer, arch=self.arch, prepend_bos=self.prepend_bos, edits=edits)
+        return HookedModel(
+            hf,
+            self.tokenizer,
+            arch=self.arch,
+            prepend_bos=self.prepend_bos,
+            truncate=self.truncate,
+            edits=edits,
+        )
 
     def folded(self) -> TransformerBridge:
         """A separate bridge with folded layer norms and centred weights, for reading only.

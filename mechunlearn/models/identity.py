@@ -75,7 +75,12 @@ def clear(hm: HookedModel) -> None:
 
 
 def _stamps(hm: HookedModel, names: Iterable[str]) -> dict[str, Hashable]:
-    return {name: _stamp(hm.params[name].detach()) for name in names}
+    return stamps({name: hm.params[name] for name in names})
+
+
+def stamps(params: Mapping[str, Tensor]) -> dict[str, Hashable]:
+    """A stamp of each tensor that changes when it is written to: address, write counter and a few bytes."""
+    return {name: _stamp(tensor.detach()) for name, tensor in params.items()}
 
 
 def _stamp(tensor: Tensor) -> Hashable:

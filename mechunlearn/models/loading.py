@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechunlearn.errors import EditError, ModelError
+from mechunlearn.models import attention_masks, key_value_caches
 from mechunlearn.models.arch import Arch
 from mechunlearn.models.families import family_of
 from mechunlearn.models.progress_bars import quiet
@@ -151,6 +152,17 @@ def require_plain(model: Any) -> None:
             "Names and folders go to HookedModel.from_pretrained."
         )
     refuse_quantized(model.config)
+    refuse_adapters(model)
+
+
+def refuse_adapters(model: Any) -> None:
+    """Raise ModelError for a model with adapters: what they add belongs to no parameter of the model."""
+    for module in model.modules():
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise ModelError(
+                f"the model has adapters (peft's {type(module).__name__}), which edits and hooks would miss; "
+                "merge them first, model.merge_and_unload(), and wrap the result with HookedModel.from_hf"
+            )
 
 
 def refuse_quantized(config: Any) -> None:
@@ -164,6 +176,7 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
     # To a file Hugging Face would write nothing, and only log it.
     if Path(folder).is_file():
         raise ModelError(f"{str(folder)!r} is a file; give a folder to save the model in")
+    refuse_adapters(model)
     with quiet():
         model.save_pretrained(folder)
     if tokenizer is not None:
@@ -176,6 +189,7 @@ def twin(model: Any, replacements: Mapping[str, Float[Tensor, "..."]] | None = N
 
     A tied parameter is replaced wherever it is used. EditError if a name or a shape is not the model's.
     """
+    refuse_adapters(model)
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     params = dict(model.named_parameters())
@@ -194,10 +208,17 @@ def twin(model: Any, replacements: Mapping[str, Float[Tensor, "..."]] | None = N
         new = tensor.detach().to(old.device, old.dtype)
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
     copied = copy.deepcopy(model, memo).eval()
-    if next(copied.parameters()).dtype == torch.float64 and family_of(type(model).__name__).softmax32:
-        # The bridge computes this family's softmax in float32, sdpa does not: in float64 they differ.
-        copied.set_attn_implementation("eager")
+    attend_in_float64(copied)
     return copied
+
+
+def attend_in_float64(model: Any) -> None:
+    """Have a plain model in float64 attend as its bridge does; other precisions stay as they are."""
+    family = family_of(type(model).__name__)
+    if next(model.parameters()).dtype == torch.float64 and family.softmax32:
+        # The bridge computes this family's softmax in float32, sdpa does not: in float64 they differ.
+        model.set_attn_implementation("eager")
+        attention_masks.bound(model.get_submodule(family.block))
 
 
 def cast(model: Any, *, device: torch.device | None, dtype: torch.dtype | None) -> Any:
@@ -237,17 +258,24 @@ def _copied_tokenizer(tokenizer: Any) -> Any:
 def wrap(model: Any, tokenizer: Any, *, prepend_bos: bool) -> TransformerBridge:
     """Build a TransformerBridge in raw mode over the tensors of a plain model; the model stays as it is."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformers import GenerationConfig
 
+    blank: Any = GenerationConfig
     # The bridge may be built at first use inside no_grad or inference_mode, and must be an ordinary one.
     # It starts with random weights, which must not change the user's random state.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         wrapped, name = twin(model), type(model).__name__
         wrapped.set_attn_implementation("eager")
         wrapped.config.architectures = [name]
+        # The checkpoint's own (penalties, beams, ...) would change what is generated.
+        wrapped.generation_config = blank()
         bridge: TransformerBridge = build_bridge_from_module(
             wrapped, name, hf_config=wrapped.config, tokenizer=_copied_tokenizer(tokenizer)
         )
         bridge.eval()
+        if next(wrapped.parameters()).dtype == torch.float64 and family_of(name).softmax32:
+            attention_masks.bound(bridge.blocks)
+    key_value_caches.connect(bridge)
     bridge.cfg.default_prepend_bos = prepend_bos
     return bridge
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from mechunlearn.errors import HookError
 from mechunlearn.models.arch import Arch
+from mechunlearn.models.generation import Generation
 from mechunlearn.models.hook_checks import Name, Pair, Requested, check_name, never_fired
-from mechunlearn.models.tokens import Tokens, Words
+from mechunlearn.models.inputs import Words
 
 if TYPE_CHECKING:
     from transformer_lens import ActivationCache
@@ -28,7 +29,7 @@ Returns = Literal["logits", "loss", "both"] | None
 """The result of a run: logits, mean loss, both as a pair, or nothing."""
 
 
-class RunMethods(Tokens):
+class RunMethods(Generation):
     """The methods of a model that run it, with hooks and caches."""
 
     arch: Arch

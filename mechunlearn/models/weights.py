@@ -1,11 +1,18 @@
-"""The weights by TransformerLens's names, stacked over layers, for reading.
+"""The weights of a model: those of a site, and all of them by TransformerLens's names.
 
-They are copies (``hm.W_Q[5] *= 0`` changes nothing). An edit, or ``hm.fork``, changes weights.
+1. A site's weights are slices of parameters, which `arch` finds; its activations are read at hook points.
+2. By TransformerLens's names, stacked over layers, weights are copies for reading (``hm.W_Q[5] *= 0`` changes
+   nothing). An edit, or ``hm.fork``, changes weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from mechunlearn.core.sites.model_sites import ModelSites
+from mechunlearn.core.sites.site import Site
+from mechunlearn.models.arch import Arch, HookIndex, Slice
 
 
 def _view(name: str, meaning: str) -> property:
@@ -40,3 +47,75 @@ class Views:
     W_out = _view("W_out", "out of the MLP [layer d_mlp d_model]")
     b_in = _view("b_in", "biases into the MLP [layer d_mlp]")
     b_out = _view("b_out", "biases out of the MLP [layer d_model]")
+
+
+class SiteWeights:
+    """The methods of a model that translate sites."""
+
+    arch: Arch
+
+    @property
+    def sites(self) -> ModelSites:
+        """All sites of the model."""
+        raise NotImplementedError
+
+    def slices(self, sites: Iterable[Site]) -> tuple[Slice, ...]:
+        """The slices of parameters that hold the weights of some sites, at most one per parameter.
+
+        Args:
+            sites: a localization, or any weight sites.
+
+        Raises:
+            SiteError: this model does not have a site, or it has no weights.
+
+        Example:
+            >>> hm = mu.world.model()
+            >>> [part.name for part in hm.slices(mu.Localization(["L3.mlp.out"]))]
+            ['model.layers.3.mlp.down_proj.weight']
+        """
+        chosen = list(sites)
+        self.sites.check(chosen)
+        return self.arch.slices(chosen)
+
+    def size(self, sites: Iterable[Site]) -> int:
+        """The number of parameters of some sites.
+
+        Args:
+            sites: a localization, or any weight sites.
+
+        Example:
+            >>> hm = mu.world.model()
+            >>> hm.size(hm.sites) == hm.sites.total
+            True
+        """
+        return self.sites.size(sites)
+
+    def fraction(self, sites: Iterable[Site]) -> float:
+        """The share of some sites in the parameters of all weight sites, from 0 to 1.
+
+        Args:
+            sites: a localization, or any weight sites.
+
+        Example:
+            >>> hm = mu.world.model()
+            >>> hm.fraction(hm.sites)
+            1.0
+        """
+        return self.size(sites) / self.sites.total
+
+    def hook_points(self, site: Site | str) -> tuple[HookIndex, ...]:
+        """The hook points at which a site is read and written, with its index on their head or neuron axis.
+
+        Args:
+            site: a site, or the string it prints as.
+
+        Raises:
+            SiteError: this model does not have the site.
+
+        Example:
+            >>> mu.world.model().hook_points("L5.head[2]")
+            (HookIndex(name='blocks.5.attn.hook_z', index=2, axis=2),)
+        """
+        parsed = Site.parse(site) if isinstance(site, str) else site
+        self.sites.check([parsed])
+        return self.arch.hooks(parsed)

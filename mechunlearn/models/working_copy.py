@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from mechunlearn.models import loading
 from mechunlearn.models.hooked import HookedModel
 
 
@@ -25,4 +26,5 @@ def working_copy(
     for module in work.hf.modules():
         for kind in ("forward", "forward_pre", "backward", "backward_pre"):
             getattr(module, f"_{kind}_hooks").clear()
+    loading.attend_in_float64(work.hf)  # by a hook of ours
     return work

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from mechunlearn.core.facts.fact import Fact, Split
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import Split
 from mechunlearn.world.people import CITIES, LEAGUES, PLACES, SPORTS, Person
 from mechunlearn.world.phrasings import CHOICE, LETTERS, PHRASINGS, SPORT, Relation
 from mechunlearn.world.rows import Country

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from mechunlearn.auditing.attacks.attack import Attack, Context
 from mechunlearn.auditing.attacks.intervention import Intervention, WeightChange
 from mechunlearn.auditing.attacks.relearning import Relearn
-from mechunlearn.core.facts.collection import Facts, halves
+from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.halving import halves
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.errors import FactError, TrainingError

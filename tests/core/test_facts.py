@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.core.facts.fact import SPLITS, Fact
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import SPLITS
 from mechunlearn.errors import DataError, FactError
 
 MARY = Fact(
@@ -340,7 +341,7 @@ def test_a_hugging_face_dataset_is_read_with_a_mapping() -> None:
     (fact,) = Facts.from_dataset(dataset, columns={"prompt": "q", "answer": "year"})
     assert fact == Fact("Mary plays", "Mary", "1912", options=("1912", "1913"))
     with pytest.raises(
-        FactError, match=r"the dataset has the splits \['train'\]; give one, as in dataset\['train'\]"
+        FactError, match=r"a DatasetDict with the keys \['train'\]; give one split, as in dataset\['train'\]"
     ):
         Facts.from_dataset(datasets.DatasetDict({"train": dataset}))
 

@@ -276,6 +276,7 @@ def ragged(prompts: Sequence[Tensor]) -> Batch:
         mask=(torch.arange(width) < lengths[:, None]).long(),
         subject=torch.zeros_like(tokens, dtype=torch.bool),
         subject_last=torch.full_like(lengths, -1),
+        mention=torch.zeros_like(tokens),
         end=lengths - 1,
         labels=torch.full_like(tokens, -100),
         strings=tuple(("?",) * int(length) for length in lengths),

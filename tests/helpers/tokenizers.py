@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -24,6 +24,12 @@ class Speaker:
     tokenizer: Any
     hf: Any = None
     prepend_bos: bool = True
+    truncate: Literal["left"] | None = None
+    context_length: int | None = None
+    pad_id: int = 0
+
+    def refresh(self) -> None:
+        """Nothing can be done to it from outside."""
 
     @property
     def device(self) -> torch.device:

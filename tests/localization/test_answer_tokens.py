@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import transformers
+from helpers.tokenizers import Speaker
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mechunlearn.core.facts.fact import Fact
@@ -40,9 +39,7 @@ def test_a_word_that_moves_the_end_of_the_prompt_is_refused() -> None:
     inner = Tokenizer(models.BPE(vocab=letters, merges=[("Ġ", "p"), ("s", "Ġ")]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast: Any = transformers.PreTrainedTokenizerFast
-    speaker = SimpleNamespace(
-        tokenizer=fast(tokenizer_object=inner, bos_token="<s>"), prepend_bos=True, device=torch.device("cpu")
-    )
+    speaker = Speaker(fast(tokenizer_object=inner, bos_token="<s>"))
     fact = Fact("Bos", "B", "p", foil="a")
     with pytest.raises(FactError, match="cuts the prompt 'Bos' differently before 'a' than before 'p'"):
         first_tokens(speaker, [fact], [contrast(fact)])

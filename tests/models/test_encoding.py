@@ -9,9 +9,10 @@ import torch
 from helpers.tokenizers import TOKENIZERS, Speaker, byte_level, metaspace, words
 
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.joining import joined
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import GROUPS, IGNORED, Batch, token_groups
-from mechunlearn.models.encoding.encoder import encode, encode_text, joined
+from mechunlearn.models.encoding.encoder import encode, encode_text
 
 FACTS = (
     Fact("Mary Lee plays the sport of", "Mary Lee", "basketball", new="tennis"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -233,10 +234,13 @@ def test_perplexity_is_the_mean_over_tokens(model: Speaker) -> None:
         assert value == pytest.approx(loss, rel=1e-5)
 
 
-def test_texts_longer_than_the_model_are_cut_there() -> None:
-    model = speaker(TOKENIZERS["words"])
-    long = " ".join(["golf"] * 100)
-    assert perplexity(model, [long]) == perplexity(model, [" ".join(["golf"] * 63)])
+def test_texts_longer_than_the_model_are_refused_or_lose_their_first_tokens() -> None:
+    model = replace(speaker(TOKENIZERS["words"]), context_length=64)
+    long = " ".join(["Mary"] * 37 + ["golf"] * 63)
+    with pytest.raises(FactError, match=r"row 0, .* has 101 tokens, and the model reads at most 64"):
+        perplexity(model, [long])
+    cut = replace(model, truncate="left")
+    assert perplexity(cut, [long]) == perplexity(model, [" ".join(["golf"] * 63)])
 
 
 def test_nothing_gives_nothing() -> None:

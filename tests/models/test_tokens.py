@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.tiny_models import VOCAB
+from helpers.tokenizers import CORPUS, byte_level, metaspace, sentencepiece, tiny_llama
 
 from mechunlearn.errors import ModelError
 from mechunlearn.models.hooked import HookedModel
@@ -73,3 +76,57 @@ def test_sampling_is_seeded_and_leaves_the_global_generator_alone(llama: HookedM
     texts = [llama.generate("in", max_new_tokens=8, do_sample=True, seed=seed) for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+SPACED: dict[str, tuple[Any, str]] = {
+    "metaspace": (metaspace(size=400), " "),
+    "metaspace, letters": (metaspace(size=40), " "),
+    "metaspace, none before the text": (metaspace(scheme="never", size=400), ""),
+    "sentencepiece": (sentencepiece(size=400), " "),
+    "sentencepiece, letters": (sentencepiece(size=10), " "),
+    "byte-level": (byte_level(trim=True, merges=100), ""),
+}
+
+
+def reader(tokenizer: Any) -> HookedModel:
+    return HookedModel.from_hf(tiny_llama(len(tokenizer)), tokenizer)
+
+
+@pytest.mark.parametrize(("tokenizer", "before"), SPACED.values(), ids=SPACED)
+def test_tokens_as_strings_keep_the_spaces_of_a_text(tokenizer: Any, before: str) -> None:
+    hm, text = reader(tokenizer), CORPUS[0]
+    strings = hm.to_str_tokens(text)
+    assert strings[0] == "<s>" and "".join(strings[1:]) == before + text
+    assert hm.to_str_tokens(hm.to_tokens(text)) == strings
+    assert len(strings) == 1 + len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert hm.to_string(hm.to_tokens(text, prepend_bos=False)[0]) == text
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_a_word_with_its_space_is_one_token_of_a_sentencepiece_tokenizer(scheme: str) -> None:
+    tokenizer = metaspace(scheme=scheme, size=400)
+    golf = tokenizer.convert_tokens_to_ids("▁golf")
+    assert golf != tokenizer.unk_token_id
+    assert reader(tokenizer).to_single_token(" golf") == golf
+    with pytest.raises(
+        ModelError, match=r"' golf tennis' is 2 tokens, \[' golf', ' tennis'\], not one; mind"
+    ):
+        reader(tokenizer).to_single_token(" golf tennis")
+
+
+def test_a_word_that_opens_a_text_has_its_space_as_well() -> None:
+    tokenizer = sentencepiece(size=400)
+    golf = tokenizer.convert_tokens_to_ids("▁golf")
+    assert reader(tokenizer).to_single_token(" golf") == reader(tokenizer).to_single_token("golf") == golf
+
+
+@pytest.mark.parametrize("tokenizer", [metaspace(size=400), sentencepiece(size=400), byte_level(trim=True)])
+def test_a_generated_text_begins_with_its_prompt(tokenizer: Any) -> None:
+    hm = reader(tokenizer)
+    for prompt in ("Mary Lee plays", "The player Mary Lee is"):
+        tokens = hm.to_tokens(prompt)
+        with torch.no_grad():
+            new = int(hm.hf(tokens).logits[0, -1].argmax())
+        expected = tokenizer.decode([*tokens[0].tolist(), new], skip_special_tokens=True)
+        assert hm.generate(prompt, max_new_tokens=1, stop_at_eos=False) == expected
+        assert expected.startswith(prompt)

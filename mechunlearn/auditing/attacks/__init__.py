@@ -5,6 +5,6 @@ from mechunlearn.auditing.attacks.attack import Context as Context
 from mechunlearn.auditing.attacks.intervention import Intervention as Intervention
 from mechunlearn.auditing.attacks.intervention import WeightChange as WeightChange
 from mechunlearn.auditing.attacks.relearning import Relearn as Relearn
-from mechunlearn.core.facts.collection import halves as halves
+from mechunlearn.core.facts.halving import halves as halves
 
 __all__ = ["Attack", "Context", "Intervention", "Relearn", "WeightChange", "halves"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mechunlearn.auditing.report.estimates import CONTROLS, GOLD, Estimate
 from mechunlearn.core.estimates import EDITED, UNTOUCHED
-from mechunlearn.core.facts.fact import in_words
+from mechunlearn.core.facts.kinds import in_words
 from mechunlearn.core.viz.curves import line_plot
 from mechunlearn.core.viz.style import CURVES, GRID, escaped, finish
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mechunlearn.auditing.report.estimates import CONTROLS, GOLD, Estimate
 from mechunlearn.core.estimates import CHANGE, EDITED, UNTOUCHED
-from mechunlearn.core.facts.fact import in_words
+from mechunlearn.core.facts.kinds import in_words
 
 COLUMNS = (EDITED, UNTOUCHED, GOLD, CONTROLS, CHANGE)
 BOTH = ("forget", "entailed", "probe")

@@ -33,7 +33,7 @@ import numpy as np
 from mechunlearn.auditing.report.estimates import CONTROLS, GOLD, Row, differences, per_fact
 from mechunlearn.auditing.sections import CHOICE
 from mechunlearn.core.estimates import CHANGE, EDITED, UNTOUCHED, mean_interval
-from mechunlearn.core.facts.fact import in_words
+from mechunlearn.core.facts.kinds import in_words
 from mechunlearn.core.statistics import Interval
 
 RECOVERED = 0.2

@@ -9,13 +9,15 @@
 from __future__ import annotations
 
 import html
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from mechunlearn.core.facts import files
-from mechunlearn.core.facts.fact import SPLITS, Fact, Split
+from mechunlearn.core.facts.chat import ChatTemplate
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import SPLITS, Split
+from mechunlearn.core.texts import texts_of
 from mechunlearn.errors import FactError, one_of
 
 
@@ -41,7 +43,7 @@ class Facts(Sequence[Fact]):
 
     def __init__(self, facts: Iterable[Fact] = (), *, text: Sequence[str] = (), name: str = "") -> None:
         self._facts = tuple(facts)
-        self._text = (text,) if isinstance(text, str) else tuple(text)
+        self._text = texts_of(FactError, text, name="text")
         self._name = name
         for fact in self._facts:
             if not isinstance(fact, Fact):
@@ -96,6 +98,41 @@ class Facts(Sequence[Fact]):
             ['Ann']
         """
         return self._with(fact for fact in self._facts if condition(fact))
+
+    def replace(self, **changes: Any) -> Facts:
+        """Return the facts with some fields changed in each.
+
+        Example:
+            >>> Facts([Fact("姚明的运动是", "姚明", "篮球")]).replace(join="")[0].join
+            ''
+        """
+        return self._with(fact.replace(**changes) for fact in self._facts)
+
+    def as_chat(self, model: Any, *, system: str | None = None, end: bool = False, **options: Any) -> Facts:
+        """Return the facts as messages in the chat template of a model's tokenizer.
+
+        Every verb, objective and attack then reads the prompts as the chat model was trained to; text that an
+        edit puts in front of a prompt stands inside the message.
+
+        Args:
+            model: a ``HookedModel`` or a tokenizer with a chat template.
+            system: a system message in front.
+            end: also score and train the token that ends the answer's turn.
+            **options: passed on to the template, such as ``enable_thinking=False``.
+
+        Raises:
+            FactError: there is no template, it takes no system message, or it rewrites messages.
+
+        Example:
+            >>> import copy
+            >>> tokenizer = copy.deepcopy(mu.world.model().tokenizer)
+            >>> tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+            >>> tokenizer.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+            >>> Facts([Fact("What does Mary play?", "Mary", "golf")]).as_chat(tokenizer)[0].prompt
+            'user: What does Mary play? assistant: '
+        """
+        template = ChatTemplate.of(getattr(model, "tokenizer", model), system=system, **options)
+        return self._with(template.render(fact, end=end) for fact in self._facts)
 
     @property
     def forget(self) -> Facts:
@@ -158,7 +195,7 @@ class Facts(Sequence[Fact]):
     @classmethod
     def from_records(
         cls,
-        records: Iterable[Mapping[str, Any]],
+        records: Any,
         *,
         columns: Mapping[str, str] | None = None,
         text: Sequence[str] = (),
@@ -167,8 +204,9 @@ class Facts(Sequence[Fact]):
         """Convert dictionaries to facts; keys that are no field of a fact are ignored.
 
         Args:
-            records: the rows; `prompt`, `subject` and `answer` are required. Fields of several values take a
-                list, a JSON list as text, or text separated by ``|``; empty cells count as missing.
+            records: the rows, as dictionaries, a pandas ``DataFrame`` or a Hugging Face ``Dataset``;
+                `prompt`, `subject` and `answer` are required. Fields of several values take a list, a JSON
+                list as text, or text separated by ``|``; empty cells count as missing.
             columns: column of a field, where their names differ, as in ``{"prompt": "question"}``.
             text: general sentences.
             name: name of the collection.
@@ -182,7 +220,9 @@ class Facts(Sequence[Fact]):
             'Mary plays'
         """
         facts = []
-        for number, record in enumerate(records, start=1):
+        for number, record in enumerate(files.rows_of(records), start=1):
+            if not isinstance(record, Mapping):
+                raise FactError(f"record {number} is a {type(record).__name__}; give dictionaries")
             try:
                 facts.append(Fact.from_record(record, columns=columns))
             except FactError as error:
@@ -216,8 +256,6 @@ class Facts(Sequence[Fact]):
         Raises:
             FactError: if `dataset` is a dictionary of splits.
         """
-        if isinstance(dataset, Mapping):
-            raise FactError(f"the dataset has the splits {list(dataset)}; give one, as in dataset['train']")
         return cls.from_records(dataset, columns=columns, text=text)
 
     def to_jsonl(self, path: str | Path) -> None:
@@ -246,29 +284,3 @@ class Facts(Sequence[Fact]):
         rows = "".join(f"<tr>{row}</tr>" for row in cells)
         caption = html.escape(f"Facts {self._name}: {self._counts()}")
         return f"<table><caption>{caption}</caption>{rows}</table>"
-
-
-def halves(facts: Iterable[Fact], *, seed: int) -> tuple[Facts, Facts]:
-    """Split facts at random into two halves, with all facts of a subject in the same half.
-
-    One fact of a subject could give another away. Facts that are all about one subject are split one by one.
-
-    Args:
-        facts: the facts; of an odd number of subjects, the second half gets one more.
-        seed: seed of the random generator.
-
-    Example:
-        >>> first, second = halves([Fact(f"{name} plays", name, "golf") for name in "ABCD"], seed=0)
-        >>> len(first), len(second), {f.subject for f in first} & {f.subject for f in second}
-        (2, 2, set())
-    """
-    pool = facts if isinstance(facts, Facts) else Facts(facts)
-    several = len({fact.subject for fact in pool}) > 1
-
-    def key(fact: Fact) -> str:
-        return fact.subject if several else fact.prompt
-
-    # Sorted, since the order of a set of strings differs between processes.
-    unique = sorted({key(fact) for fact in pool})
-    chosen = set(random.Random(seed).sample(unique, len(unique) // 2))
-    return pool.where(lambda fact: key(fact) in chosen), pool.where(lambda fact: key(fact) not in chosen)

@@ -13,18 +13,13 @@ import random
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from mechunlearn.core.facts import files
+from mechunlearn.core.facts.consistency import LETTER, letters_of, require_consistent
+from mechunlearn.core.facts.joining import AUTO, joined
+from mechunlearn.core.facts.kinds import Phrasing, Split
 from mechunlearn.errors import FactError, one_of
-
-Split = Literal["forget", "retain", "test"]
-Phrasing = Literal["train", "validation", "held_out"]
-Format = Literal[Phrasing, "multiple_choice"]
-"""How a fact can be asked: in a phrasing of one kind, or as multiple choice."""
-SPLITS: tuple[Split, ...] = get_args(Split)
-
-_LETTER = re.compile(r"\{([A-Z])\}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Fact:
     Args:
         prompt: the question or the start of a statement, without the answer; always a training phrasing.
         subject: the subject, exactly as written in the prompt.
-        answer: the completion of the prompt; they are joined by a space where neither has one.
+        answer: the completion of the prompt.
         foil: a wrong answer to compare with.
         new: the answer that an edit should teach instead.
         relation: the relation of subject and answer, such as ``"sport"``.
@@ -50,6 +45,15 @@ class Fact:
         entailed: facts that follow from this one; their `new` is what follows from this fact's `new`.
         others: other facts of the same subject, which must survive.
         neighbours: similar facts that must survive, by their likeness, such as ``"same first name"``.
+        aliases: other spellings of the answer (``"NYC"``), any of which counts as the answer.
+        new_aliases: other spellings of the new answer.
+        join: what stands between prompt and answer: ``"auto"`` for what running text has there, or ``" "``
+            or ``""``; for options, foils and new answers, too.
+        end: text that closes every answer and is scored and trained with it, such as the tokenizer's
+            ``eos_token``; empty for none.
+        opening: what a chat template writes before the message, BOS included; every prompt begins with it,
+            and text that an edit puts in front stands after it (see ``Facts.as_chat``).
+        closing: what the template writes after the message; a subject is not looked for there.
 
     Raises:
         FactError: if fields contradict each other; the message says how to correct them.
@@ -75,73 +79,49 @@ class Fact:
     entailed: tuple[Fact, ...] = ()
     others: tuple[Fact, ...] = ()
     neighbours: Mapping[str, tuple[Fact, ...]] = field(default_factory=dict, hash=False)
+    aliases: tuple[str, ...] = ()
+    new_aliases: tuple[str, ...] = ()
+    join: str = AUTO
+    end: str = ""
+    opening: str = ""
+    closing: str = ""
 
     def __post_init__(self) -> None:
         for name in (*_TEXTS, *_FACTS):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         neighbours = {kind: tuple(facts) for kind, facts in self.neighbours.items()}
         object.__setattr__(self, "neighbours", neighbours)
-        self._check_words()
-        self._check_options()
-        self._check_phrasings()
+        require_consistent(self)
 
-    def _check_words(self) -> None:
-        if self.split not in SPLITS:
-            raise FactError(one_of("split", self.split, SPLITS))
-        if not self.subject.strip():
-            raise FactError(f"the fact {self.prompt!r} has an empty subject; name whom it is about")
-        prompts = (self.prompt, *self.train, *self.validation, *self.held_out)
-        for prompt in prompts if self.choice is None else (*prompts, self.choice):
-            if self.subject not in prompt:
-                raise FactError(
-                    f"the prompt {prompt!r} does not contain its subject {self.subject!r}; write the subject "
-                    "as it stands in the prompt, capitals and spaces included"
-                )
-        for name, word in (("answer", self.answer), ("foil", self.foil), ("new", self.new)):
-            if word is not None and not word.strip():
-                remedy = "give at least one word" if name == "answer" else "give a word, or None"
-                raise FactError(f"the {name} of {self.prompt!r} is empty; {remedy}")
-            if word is not None and name != "answer" and word.strip() == self.answer.strip():
-                raise FactError(
-                    f"the {name} of {self.prompt!r} equals the answer {self.answer!r}; "
-                    "give another word, or None"
-                )
+    @property
+    def subject_spans(self) -> tuple[tuple[int, int], ...]:
+        """Start and end of every mention of the subject in the prompt, in characters.
 
-    def _check_options(self) -> None:
-        if self.options:
-            for name, word in (("answer", self.answer), ("new", self.new)):
-                if word is not None and word not in self.options:
-                    raise FactError(
-                        f"the options {self.options} of {self.prompt!r} lack the {name} {word!r}; add it"
-                    )
-            if len({option.strip() for option in self.options}) < len(self.options):
-                raise FactError(f"the options {self.options} of {self.prompt!r} repeat one; remove it")
-        letters = () if self.choice is None else _letters(self.choice)
-        if self.choice is not None and not 2 <= len(letters) <= len(self.options):
-            raise FactError(
-                f"the multiple-choice prompt {self.choice!r} has {len(letters)} fields such as {{A}} and the "
-                f"fact has {len(self.options)} options; give two fields or more, and at least as many options"
-            )
+        A mention is a separate word (``"Ann"`` does not match in ``"Anna"``), if there is one.
+        """
+        name, text = re.escape(self.subject), self.prompt.removesuffix(self.closing)
+        words = list(re.finditer(rf"(?<!\w){name}(?!\w)", text))
+        return tuple(match.span() for match in words or re.finditer(name, text))
 
-    def _check_phrasings(self) -> None:
-        for name, prompts in (("validation", self.validation), ("held_out", self.held_out)):
-            for prompt in prompts:
-                if prompt in self.train_prompts or (name == "held_out" and prompt in self.validation):
-                    raise FactError(
-                        f"the {name} phrasing {prompt!r} is also listed for another use; keep it in one of "
-                        "train, validation and held_out"
-                    )
+    @property
+    def rendered(self) -> bool:
+        """Whether a chat template wrote the prompts, BOS token included if it wants one."""
+        return bool(self.opening or self.closing)
 
     @property
     def subject_span(self) -> tuple[int, int]:
-        """Start and end of the subject in the prompt, in characters.
+        """Start and end of the last mention: a prompt that opens with examples puts the question last."""
+        return self.subject_spans[-1]
 
-        Of several occurrences the last separate word counts (``"Ann"`` does not match in ``"Anna"``): a
-        prompt that opens with examples puts the question last.
-        """
-        matches = list(re.finditer(rf"(?<!\w){re.escape(self.subject)}(?!\w)", self.prompt))
-        start = matches[-1].start() if matches else self.prompt.rfind(self.subject)
-        return start, start + len(self.subject)
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answer and its aliases."""
+        return (self.answer, *self.aliases)
+
+    @property
+    def new_answers(self) -> tuple[str, ...]:
+        """The new answer and its aliases; empty without one."""
+        return () if self.new is None else (self.new, *self.new_aliases)
 
     @property
     def train_prompts(self) -> tuple[str, ...]:
@@ -155,6 +135,16 @@ class Fact:
     def asking(self, prompt: str) -> Fact:
         """Return the same fact with another prompt and no further phrasings."""
         return self.replace(prompt=prompt, train=(), validation=(), held_out=())
+
+    def after(self, text: str) -> Fact:
+        """Return the same fact with a text in front of its prompt, but after a chat template's opening.
+
+        Example:
+            >>> Fact("Mary plays", "Mary", "golf").after("It rains.").prompt
+            'It rains. Mary plays'
+        """
+        message = self.prompt.removeprefix(self.opening)
+        return self.asking(self.opening + joined(text, message))
 
     def phrasings(self, which: Phrasing) -> tuple[Fact, ...]:
         """Return a copy of the fact for every phrasing of one kind.
@@ -194,22 +184,23 @@ class Fact:
             raise FactError(f"the fact {self.prompt!r} has no multiple-choice prompt; give it `choice=`")
         # With the prompt in the seed, the answers of different facts do not all get the same letter.
         rng = random.Random(f"{seed} {self.choice}")
-        letters = _letters(self.choice)
+        letters = letters_of(self.choice)
         rest = rng.sample(self.options, len(self.options))
         required = [word for word in (self.answer, self.new, self.foil) if word in self.options]
         shown = list(dict.fromkeys([*required, *rest]))[: len(letters)]
         rng.shuffle(shown)
         letter_of = {word: letter for letter, word in zip(letters, shown, strict=True)}
         word_of = dict(zip(letters, shown, strict=True))
-        return Fact(
-            prompt=_LETTER.sub(lambda match: word_of[match[1]].strip(), self.choice),
+        return self.replace(
+            prompt=LETTER.sub(lambda match: word_of[match[1]].strip(), self.choice),
             subject=self.subject,
             answer=letter_of[self.answer],
             new=None if self.new is None else letter_of[self.new],
             foil=None if self.foil is None else letter_of.get(self.foil),
-            relation=self.relation,
-            split=self.split,
             options=letters,
+            choice=None,
+            **{name: () for name in (*_TEXTS, *_FACTS) if name != "options"},
+            neighbours={},
         )
 
     def to_record(self) -> dict[str, Any]:
@@ -218,7 +209,10 @@ class Fact:
         for name in _FACTS:
             record[name] = [fact.to_record() for fact in record[name]]
         record["neighbours"] = {k: [f.to_record() for f in facts] for k, facts in self.neighbours.items()}
-        return {name: value for name, value in record.items() if value not in (None, (), [], {}, "")}
+        # An empty text is "none" in every field but `join`, where it means that nothing stands between.
+        join = record.pop("join")
+        present = {name: value for name, value in record.items() if value not in (None, (), [], {}, "")}
+        return present if join == AUTO else {**present, "join": join}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], *, columns: Mapping[str, str] | None = None) -> Fact:
@@ -236,18 +230,9 @@ class Fact:
         return cls(**values)
 
 
-def in_words(phrasing: str) -> str:
-    """Return a phrasing as tables and sentences show it, such as ``held-out``; any other text as it is."""
-    return {"held_out": "held-out", "multiple_choice": "multiple choice"}.get(phrasing, phrasing)
-
-
-_TEXTS = ("validation", "held_out", "train", "options")
+_TEXTS = ("validation", "held_out", "train", "options", "aliases", "new_aliases")
 _FACTS = ("entailed", "others")
 FIELDS = tuple(f.name for f in dataclasses.fields(Fact))
-
-
-def _letters(template: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_LETTER.findall(template)))
 
 
 def _nested(facts: Iterable[object]) -> tuple[Fact, ...]:

@@ -22,6 +22,20 @@ FORMAT = "mechunlearn.facts/1"
 REQUIRED = ("prompt", "subject", "answer")
 
 
+def rows_of(records: Any) -> Iterable[Mapping[str, Any]]:
+    """The rows of records: dictionaries, or those of a data frame or a dataset; FactError for others."""
+    if isinstance(records, Mapping):
+        raise FactError(
+            f"the records are a {type(records).__name__} with the keys {list(records)}; give one split, as "
+            "in dataset['train'], or a list of dictionaries"
+        )
+    if hasattr(records, "to_dict") and hasattr(records, "columns"):
+        return list(records.to_dict("records"))
+    if isinstance(records, str) or not isinstance(records, Iterable):
+        raise FactError(f"the records are a {type(records).__name__}; give a list of dictionaries")
+    return records
+
+
 def absent(value: object) -> bool:
     """Return whether a cell is empty: None, an empty string or list, or pandas' NaN; 0 is a value."""
     if isinstance(value, float):
@@ -82,7 +96,9 @@ def renamed(
     picked = {field: record.get(columns.get(field, field)) for field in fields}
     # An empty required cell becomes "", so that Fact itself names what is wrong.
     missing = {field: "" for field in REQUIRED}
-    return missing | {field: value for field, value in picked.items() if not absent(value)}
+    # An empty `join` is a value: nothing stands between prompt and answer.
+    present = {f: value for f, value in picked.items() if not absent(value) or (f == "join" and value == "")}
+    return missing | present
 
 
 def read_csv(path: str | Path) -> list[dict[str, Any]]:
@@ -97,7 +113,7 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
                 f"{path}: row {number} has more cells than the header has columns; put quotation marks "
                 "around cells that hold a comma"
             )
-    return rows
+    return [{name: cell or None for name, cell in row.items()} for row in rows]
 
 
 def read_jsonl(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

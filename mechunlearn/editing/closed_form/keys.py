@@ -33,6 +33,7 @@ from mechunlearn.core.checks import positive
 from mechunlearn.core.hooks import Hook
 from mechunlearn.core.sites.site import Site
 from mechunlearn.core.tensor_files import TensorFormat
+from mechunlearn.core.texts import stream_of
 from mechunlearn.editing.closed_form.mlp_matrices import Memory, memories
 from mechunlearn.errors import EditError, FactError, IdentityWarning
 from mechunlearn.models.hooked import HookedModel
@@ -214,16 +215,15 @@ def key_statistics(
     positive(EditError, max_tokens=max_tokens, batch_size=batch_size)
     if not ridge >= 0:
         raise EditError(f"ridge is {ridge!r}; give 0 or more, such as {RIDGE:g}")
-    limit = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", None) or max_tokens
+    longest = min(max_tokens, hm.context_length or max_tokens)
     width = hm.arch.shape.d_mlp
     sums = {m.site: torch.zeros(width, width, dtype=torch.float64, device=exact(hm)) for m in matrices}
     work, tokens = working_copy(hm), 0
     with tqdm(disable=not progress, desc="key statistics", unit=" tokens", leave=False) as bar:
         for batch in _batches(texts, batch_size):
-            ids, mask = hm.encode(batch)
-            window = slice(0, min(max_tokens, limit))
-            _add(work, matrices, ids[:, window], mask[:, window], sums)
-            tokens += (count := int(mask[:, window].sum()))
+            ids, mask = hm.encode(batch, max_tokens=longest)
+            _add(work, matrices, ids, mask, sums)
+            tokens += (count := int(mask.sum()))
             bar.update(count)
     if not tokens:
         raise FactError("there is no text to make key statistics of; give texts like those to be kept")
@@ -251,13 +251,8 @@ def exact(hm: HookedModel) -> torch.device:
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    if isinstance(texts, str):
-        raise FactError(f"the texts are one text, {texts[:40]!r}; give a list of texts, [text]")
-    remaining = iter(texts)
+    remaining = stream_of(FactError, texts, name="texts")
     while batch := list(islice(remaining, size)):
-        for text in batch:
-            if not isinstance(text, str):
-                raise FactError(f"{text!r} is not a text; give strings, as in (row['text'] for row in rows)")
         if nonblank := [text for text in batch if text.strip()]:
             yield nonblank
 

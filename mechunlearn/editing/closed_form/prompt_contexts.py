@@ -23,7 +23,7 @@ from mechunlearn.core.facts.fact import Fact
 from mechunlearn.errors import FactError, ModelError
 from mechunlearn.models.activations import capture
 from mechunlearn.models.encoding.batch import Batch
-from mechunlearn.models.encoding.encoder import encode, joined
+from mechunlearn.models.encoding.encoder import encode
 from mechunlearn.models.hooked import HookedModel
 
 ESSENCE = "{} is a"
@@ -89,12 +89,24 @@ def asked_in_contexts(
     if isinstance(prefixes, str):
         raise FactError(f"prefixes are given as a list: [{prefixes!r}]; not {prefixes!r}")
     texts = sample_prefixes(hm, lengths, seed=seed) if prefixes is None else tuple(prefixes)
+    _require_room_in_front(hm, facts, texts)
     rows = []
     for fact in facts:
-        prompts = [fact.prompt, *(joined(prefix, fact.prompt) for prefix in texts)]
-        rows += [fact.asking(prompt) for prompt in (*prompts, ESSENCE.format(fact.subject))]
+        essence = fact.replace(closing="").asking(fact.opening + ESSENCE.format(fact.subject))
+        rows += [fact.asking(fact.prompt), *(fact.after(prefix) for prefix in texts), essence]
     each = len(texts) + 1
     return Contexts(encode(hm, rows, answer=_answers(facts, target, each + 1)), each)
+
+
+def _require_room_in_front(hm: HookedModel, facts: Sequence[Fact], prefixes: Sequence[str]) -> None:
+    """Refuse prefixes of prompts that a chat template has rendered: they would stand before the template."""
+    bos = getattr(hm.tokenizer, "bos_token", None)
+    rendered = [fact.prompt for fact in facts if bos and not fact.rendered and fact.prompt.startswith(bos)]
+    if prefixes and rendered:
+        raise FactError(
+            f"the prompt {rendered[0][:60]!r} begins with {bos!r}, so prefixes would stand before its chat "
+            "template; render the facts with facts.as_chat(hm), or give prefixes=[]"
+        )
 
 
 def forgotten(facts: Facts) -> Facts:

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechunlearn.core.estimates import EDITED, UNTOUCHED
-from mechunlearn.core.facts.collection import Facts, halves
-from mechunlearn.core.facts.fact import Fact, in_words
+from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.halving import halves
+from mechunlearn.core.facts.kinds import in_words
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.statistics import Interval
 from mechunlearn.core.viz.curves import bar_plot

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechunlearn.core.estimates import EDITED, UNTOUCHED
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.core.facts.fact import in_words
+from mechunlearn.core.facts.kinds import in_words
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.statistics import Interval
 from mechunlearn.core.viz.curves import line_plot

@@ -23,7 +23,7 @@ from mechunlearn.core.estimates import (
     mean_interval,
 )
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.core.facts.fact import Phrasing
+from mechunlearn.core.facts.kinds import Phrasing
 from mechunlearn.core.statistics import Interval
 from mechunlearn.errors import FactError, one_of
 from mechunlearn.models.scoring.passes import HasModel

@@ -27,7 +27,8 @@ from torch import Tensor
 from mechunlearn.core import metrics
 from mechunlearn.core.estimates import fact_means
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.core.facts.fact import Fact, Phrasing
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import Phrasing
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.statistics import bootstrap_interval
 from mechunlearn.core.viz.curves import line_plot
@@ -271,8 +272,7 @@ class _Exam:
         forget, maintained = (
             _Questions.of(hm, split, phrasing) for split in (facts.forget, facts.maintained)
         )
-        longest = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", None)
-        text = encode_text(hm, facts.test_text, max_tokens=longest) if facts.test_text else None
+        text = encode_text(hm, facts.test_text) if facts.test_text else None
         return cls(forget, np.array([fact.new is not None for fact in facts.forget]), maintained, text)
 
     def take(self, hm: HookedModel) -> dict[str, Float[np.ndarray, " unit"]]:

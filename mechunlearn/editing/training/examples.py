@@ -140,8 +140,8 @@ def _text(hm: HookedModel, facts: Facts) -> Batch:
             "the objective reads text and the facts have none; give Facts(..., text=[...]) or set the "
             "objective's text=0.0"
         )
-    longest = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", MAX_TEXT_TOKENS)
-    return encode_text(hm, facts.train_text, max_tokens=min(MAX_TEXT_TOKENS, longest))
+    longest = min(MAX_TEXT_TOKENS, hm.context_length or MAX_TEXT_TOKENS)
+    return encode_text(hm, facts.train_text, max_tokens=longest)
 
 
 def _questions(facts: Facts, request: Request) -> list[Fact]:

@@ -37,7 +37,7 @@ from mechunlearn.editing.training.checkpoints import Checkpoints, Records, finge
 from mechunlearn.editing.training.early_stopping import EarlyStopping
 from mechunlearn.editing.training.limits import Limits
 from mechunlearn.editing.training.optimization import REMEDY, Optimization
-from mechunlearn.errors import DataError, FactError, LocalizationError, TrainingError
+from mechunlearn.errors import DataError, FactError, FallbackWarning, LocalizationError, TrainingError
 from mechunlearn.models.encoding.batch import Batch
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def refit(
             checkpointing=limits.gradient_checkpointing,
         )  # fmt: skip
         if run.runner.reason:
-            warnings.warn(f"the whole model is run at every step: {run.runner.reason}", stacklevel=2)
+            reason = f"the whole model is run at every step: {run.runner.reason}"
+            warnings.warn(reason, FallbackWarning, stacklevel=2)
         stopping = None
         if recipe.stop is not None and len(facts.forget):
             stopping = EarlyStopping.of(
@@ -199,6 +200,7 @@ def _require(hm: HookedModel, localization: Localization, facts: Facts) -> None:
         )
     if not isinstance(facts, Facts):
         raise FactError(f"the facts are a {type(facts).__name__}; give them as Facts, as in Facts([...])")
+    hm.refresh()
     if not len(localization):
         raise LocalizationError(
             "the localization is empty, so there is nothing to train; "

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from mechunlearn.core.checks import positive
+from mechunlearn.core.texts import texts_of
 from mechunlearn.editing.whp.anchors import Anchors
 from mechunlearn.errors import FactError, ScoresError
 
@@ -72,6 +73,9 @@ def propose_anchors(
     Source: Eldan and Russinovich, "Who's Harry Potter?" (2023), section 2.2, where GPT-4 does this.
     """
     positive(ScoresError, min_count=min_count)
+    texts, against = (
+        texts_of(FactError, given, name=name) for name, given in (("texts", texts), ("against", against))
+    )
     other_counts = Counter(span for span, _ in _names(against))
     mentions = list(_names(texts))
     counts = Counter(span for span, _ in mentions)

@@ -9,6 +9,7 @@ import torch
 
 from mechunlearn.core import metrics
 from mechunlearn.core.checks import positive
+from mechunlearn.core.facts.joining import joined
 from mechunlearn.editing.whp.familiarity import (
     Familiar,
     Familiarity,
@@ -21,7 +22,7 @@ from mechunlearn.editing.whp.familiarity import (
 from mechunlearn.editing.whp.text_blocks import tokens_of
 from mechunlearn.errors import FactError, ScoresError
 from mechunlearn.models.encoding.batch import IGNORED
-from mechunlearn.models.encoding.encoder import encode_text, joined
+from mechunlearn.models.encoding.encoder import encode_text
 from mechunlearn.models.hooked import HookedModel
 from mechunlearn.models.scoring.passes import HasModel, forward
 

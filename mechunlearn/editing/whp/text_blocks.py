@@ -12,10 +12,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 
 from mechunlearn.core.checks import positive
+from mechunlearn.core.texts import texts_of
 from mechunlearn.editing.whp.alignment import Tokens
 from mechunlearn.editing.whp.anchors import Anchors, Translation
 from mechunlearn.errors import FactError, ScoresError
-from mechunlearn.models.encoding.encoder import HasTokenizer, encode_text
+from mechunlearn.models.encoding.encoder import HasTokenizer, tokenised
 from mechunlearn.models.scoring.passes import HasModel
 
 SPARE = 2  # the BOS token, and a space that a tokenizer may put in front
@@ -42,9 +43,9 @@ def blocks(
         ('The white cat eats fish in', 'the spring.')
     """
     positive(ScoresError, size=size)
-    passages = [texts] if isinstance(texts, str) else list(texts)
+    passages = texts_of(FactError, texts, name="texts")
     dictionary = as_anchors({} if anchors is None else anchors)
-    limit = min(size, getattr(hm.hf.config.get_text_config(), "max_position_embeddings", size))
+    limit = min(size, hm.context_length or size)
     cut = [block for text in passages for block in _cut(hm, dictionary.translate(text), limit)]
     if not cut:
         raise FactError("there is no text; give passages of two tokens or more")
@@ -61,17 +62,10 @@ def tokens_of(hm: HasTokenizer, texts: Sequence[str]) -> tuple[Tokens, ...]:
 
     Raises FactError if the tokenizer has no character offsets, or a text has no token to predict.
     """
-    batch = encode_text(hm, texts)
-    ids = [row[:length].tolist() for row, length in zip(batch.tokens, batch.lengths.tolist(), strict=True)]
-    encoded = hm.tokenizer(
-        list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )["offset_mapping"]  # fmt: skip
-    # Special tokens in front, such as BOS, have no offsets.
-    opening = [[(0, 0)] * (len(row) - len(spans)) for row, spans in zip(ids, encoded, strict=True)]
-    return tuple(
-        Tokens(tuple(row), (*first, *((int(a), int(b)) for a, b in spans)))
-        for row, first, spans in zip(ids, opening, encoded, strict=True)
-    )
+    rows = tokenised(hm, texts)
+    if any(len(row.ids) < 2 for row in rows):
+        raise FactError("a text has no token to predict; give texts of two tokens or more")
+    return tuple(Tokens(tuple(row.ids), tuple(row.spans)) for row in rows)
 
 
 def _cut(hm: HasTokenizer, translation: Translation, limit: int) -> list[str]:

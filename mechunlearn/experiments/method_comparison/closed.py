@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mechunlearn.core.facts.collection import Facts
+from mechunlearn.core.facts.joining import joined
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.site import Site
 from mechunlearn.editing.closed_form.keys import KeyStatistics, key_statistics
@@ -114,7 +115,10 @@ def choose_solved(
 def retained_texts(facts: Facts) -> tuple[str, ...]:
     """Return what trained methods are to retain, as running text."""
     phrasings = [phrasing for fact in facts.retain for phrasing in fact.phrasings("train")]
-    return (*facts.train_text, *(f"{phrasing.prompt} {phrasing.answer}" for phrasing in phrasings))
+    return (
+        *facts.train_text,
+        *(joined(phrasing.prompt, phrasing.answer, phrasing.join) for phrasing in phrasings),
+    )
 
 
 def validated(hm: HookedModel, facts: Facts) -> tuple[float, float]:

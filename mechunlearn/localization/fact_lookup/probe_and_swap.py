@@ -28,7 +28,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -99,7 +99,9 @@ def fact_lookup(
     if positions not in get_args(Where):
         raise ScoresError(one_of("positions", positions, get_args(Where)))
     subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
-    swaps = swap_subjects(hm, facts, pool=subject.pool, other_answer=True, seed=subject.seed or 0)
+    swaps = swap_subjects(
+        hm, facts, pool=subject.pool, other_answer=True, mention=subject.mention, seed=subject.seed or 0
+    )
     effects = _effects(hm, swaps, positions, batch_size, progress)
     fitted, test = (facts, None) if fitted_on is None else (_fitting(facts, fitted_on), facts)
     curve = probe(hm, fitted, test=test, seed=seed, batch_size=batch_size, progress=progress)
@@ -119,7 +121,22 @@ def fact_lookup(
         title=f"Fact lookup: probe gain ≥ {min_gain:g} and swap effect ≥ {min_effect:g}{note}",
         unit=_SHARE,
         evidence={"probe": curve, "gain": gains, "swap": swap, **attention},
+        zero_means=_zero_means(gain, sure, folds=fitted_on is None, facts=len(facts)),
     )
+
+
+def _zero_means(
+    gain: Float[np.ndarray, "layer"], sure: Bool[np.ndarray, "layer"], *, folds: bool, facts: int
+) -> str:
+    """Why MLPs are not credited, and the remedy."""
+    unsure = [f"L{layer}" for layer in range(len(gain)) if gain[layer] > 0 and not sure[layer]]
+    why = "a site scores 0 if its probe gain or its swap effect misses the rule"
+    if unsure:
+        why += f" (the gain at {', '.join(unsure)} may be an accident of {facts} facts)"
+    elif not (gain > 0).any():
+        why += f" (the probe gains nothing at any MLP on {facts} facts)"
+    remedy = "give fitted_on= facts about other people, " if folds else "give more facts, "
+    return f"{why}; {remedy}see .evidence, or take fewer sites"
 
 
 def _effects(
@@ -201,6 +218,7 @@ def _over_mlps(
     unit: str,
     facts: Sequence[int] | None = None,
     evidence: Mapping[str, Scores] | None = None,
+    zero_means: str = "",
 ) -> Scores:
     sites = [Site("mlp", layer) for layer in range(hm.arch.shape.n_layers)]
     return Scores.of(
@@ -212,4 +230,5 @@ def _over_mlps(
         title=title,
         unit=unit,
         evidence=evidence,
+        zero_means=zero_means,
     )

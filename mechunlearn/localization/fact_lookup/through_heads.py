@@ -83,9 +83,11 @@ def path_lookup(
     """
     positive(ScoresError, heads=heads, batch_size=batch_size)
     subject = corruption_of(corrupt, (OtherSubject,), seed=seed)
-    swaps = swap_subjects(hm, facts, pool=subject.pool, other_answer=True, seed=subject.seed or 0)
+    swaps = swap_subjects(
+        hm, facts, pool=subject.pool, other_answer=True, mention=subject.mention, seed=subject.seed or 0
+    )
     contrasted = [
-        Fact(fact.prompt, fact.subject, fact.answer, foil=swapped.answer, relation=fact.relation)
+        fact.replace(foil=swapped.answer, new=None, new_aliases=(), options=(), choice=None)
         for fact, swapped in zip(swaps.facts, swaps.swapped, strict=True)
     ]
     require_preference(preference_gap(hm, contrasted, swaps.swapped, batch_size=batch_size))
@@ -104,6 +106,8 @@ def path_lookup(
         facts=swaps.index,
         title=f"Fact lookup by paths through {names}" + (f", {swaps.note}" if swaps.note else ""),
         unit="share of the preference moved",
+        zero_means="an MLP scores 0 if the paths through the heads miss the rule "
+        f"(min_effect={min_effect:g}); give more facts, see .evidence, or take fewer sites",
         evidence={
             name: replace(each, values=each.values.assign_coords(fact=list(swaps.index)))
             for name, each in {"heads": direct, "paths": through, "null": control}.items()

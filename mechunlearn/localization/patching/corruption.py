@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import Mention
 from mechunlearn.errors import ScoresError, one_of
 
 
@@ -32,6 +33,7 @@ class OtherSubject(Corruption):
     Args:
         pool: facts whose subjects may be put in; None for the facts that are scored.
         seed: seed of the random choice of subjects; None for the verb's `seed`.
+        mention: which mentions of the subject are replaced: ``"all"``, the ``"first"`` or the ``"last"``.
 
     Example:
         >>> hm, facts = mu.world.model(), mu.world.facts().forget
@@ -42,8 +44,10 @@ class OtherSubject(Corruption):
     name: ClassVar[str] = "subject"
     pool: Sequence[Fact] | None = None
     seed: int | None = None
+    mention: Mention = "all"
 
     def __post_init__(self) -> None:
+        _require_mention(self.mention)
         if self.pool is not None:
             object.__setattr__(self, "pool", tuple(self.pool))
 
@@ -57,21 +61,24 @@ class Noise(Corruption):
             custom.
         samples: draws of noise per fact, over which scores are averaged.
         seed: seed of the noise; None for the verb's `seed`.
+        mention: which mentions of the subject get noise: ``"all"``, the ``"first"`` or the ``"last"``.
 
     Raises:
-        ScoresError: a number is not above zero.
+        ScoresError: a number is not above zero, or there is no such `mention`.
 
     Example:
         >>> mu.Noise(scale=2.0, samples=10)
-        Noise(scale=2.0, samples=10, seed=None)
+        Noise(scale=2.0, samples=10, seed=None, mention='all')
     """
 
     name: ClassVar[str] = "noise"
     scale: float | int = 3.0
     samples: int = 3
     seed: int | None = None
+    mention: Mention = "all"
 
     def __post_init__(self) -> None:
+        _require_mention(self.mention)
         positive(ScoresError, scale=self.scale, samples=self.samples)
 
 
@@ -147,7 +154,7 @@ def corruption_of(corrupt: Corrupt, allowed: tuple[type[_Kind], ...], *, seed: i
 
     Example:
         >>> corruption_of("noise", (Noise,), seed=4)
-        Noise(scale=3.0, samples=3, seed=4)
+        Noise(scale=3.0, samples=3, seed=4, mention='all')
     """
     short = {each.name: each for each in allowed if each is not OtherPrompts}
     value: object = corrupt
@@ -161,3 +168,8 @@ def corruption_of(corrupt: Corrupt, allowed: tuple[type[_Kind], ...], *, seed: i
         raise ScoresError(one_of("corrupt", corrupt, short) + f"{prompts}; with options: {values}")
     # Ablations by zeros and means have no seed, and nothing to draw.
     return replace(value, **{"seed": seed}) if getattr(value, "seed", seed) is None else value
+
+
+def _require_mention(mention: str) -> None:
+    if mention not in get_args(Mention):
+        raise ScoresError(one_of("mention", mention, get_args(Mention)))

@@ -18,11 +18,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import Mention
 from mechunlearn.errors import FactError
 from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.patching.answer_metrics import AnswerRows, Metric, answer_rows, words_of
 from mechunlearn.localization.patching.corruption import PAIRED, Corrupt, Noise, OtherSubject, corruption_of
-from mechunlearn.localization.subject_swaps import swap_subjects
+from mechunlearn.localization.subject_swaps import mention_note, swap_subjects
 from mechunlearn.models.activations import activations
 from mechunlearn.models.encoding.batch import Batch
 from mechunlearn.models.encoding.encoder import encode
@@ -47,7 +48,8 @@ class Pairs:
     """Facts, each beside what corrupts it: another prompt, or else noise on its subject.
 
     ``index`` is each fact's index among those that were passed. ``note`` says how many have another subject,
-    such as ``"31 of 32 facts"``; it is empty if all do.
+    such as ``"31 of 32 facts"``, and which mentions are corrupted where a prompt names its subject several
+    times; it is empty if there is nothing to say.
     """
 
     answers: AnswerRows
@@ -55,6 +57,7 @@ class Pairs:
     draws: tuple[Float[Tensor, "sample _ d_model"], ...] | None
     index: tuple[int, ...]
     note: str = ""
+    mention: Mention = "all"
 
     @classmethod
     def at_end(
@@ -91,7 +94,9 @@ class Pairs:
     def differs(self) -> Bool[Tensor, "row pos"]:
         """True from the first token on in which the two prompts differ; before it their runs are equal."""
         batch = self.answers.batch
-        changed = batch.subject if self.corrupted is None else batch.tokens != self.corrupted.tokens
+        changed = (
+            batch.mentioned(self.mention) if self.corrupted is None else batch.tokens != self.corrupted.tokens
+        )
         return (changed.cumsum(1) > 0) & batch.mask.bool()
 
     def parts(self, size: int) -> Iterator[tuple[slice, Pairs]]:
@@ -110,9 +115,10 @@ class Pairs:
         if self.corrupted is not None:
             return CleanCorruptRuns(clean, cached_run(hm, self.corrupted, names), answers, rows)
         embedded = clean.activations["hook_embed"][rows]
+        noised = self.answers.batch.mentioned(self.mention)
         for row, fact in enumerate(self.answers.fact.tolist()):
             samples = slice(row * self.samples, (row + 1) * self.samples)
-            embedded[samples, self.answers.batch.subject[row]] += (self.draws or ())[fact].to(embedded)
+            embedded[samples, noised[row]] += (self.draws or ())[fact].to(embedded)
         return CleanCorruptRuns(clean, cached_run(hm, answers.batch, names, embedded=embedded), answers, rows)
 
 
@@ -133,9 +139,11 @@ def pair(
     corruption = corruption_of(corrupt, PAIRED, seed=seed)
     if isinstance(corruption, Noise):
         answers = answer_rows(hm, facts, words_of(facts, metrics))
-        return Pairs(answers, None, _draws(hm, facts, corruption, batch_size), tuple(range(len(facts))))
+        draws, which = _draws(hm, facts, corruption, batch_size), corruption.mention
+        return Pairs(answers, None, draws, tuple(range(len(facts))), mention_note(facts, which), which)
     if isinstance(corruption, OtherSubject):
-        swaps = swap_subjects(hm, facts, pool=corruption.pool, seed=corruption.seed or 0)
+        which = corruption.mention
+        swaps = swap_subjects(hm, facts, pool=corruption.pool, mention=which, seed=corruption.seed or 0)
         clean, corrupted, index, note = swaps.facts, swaps.swapped, swaps.index, swaps.note
     else:
         clean, corrupted, index, note = tuple(facts), corruption.facts, tuple(range(len(facts))), ""
@@ -153,11 +161,11 @@ def _draws(
     for start in range(0, len(batch), batch_size):
         part = batch.rows(slice(start, start + batch_size)).trimmed()
         embedded = activations(hm, part, ["hook_embed"])["hook_embed"]
-        subjects.append(embedded[part.subject].cpu().double())
+        subjects.append(embedded[part.mentioned(noise.mention)].cpu().double())
     std, width = float(noise.scale) * torch.cat(subjects).std(), subjects[0].shape[-1]
     # Float32 on the CPU gives the same noise on every device and in every precision of the model.
     generator = torch.Generator().manual_seed(noise.seed or 0)
-    shapes = [(noise.samples, length, width) for length in batch.subject.sum(1).tolist()]
+    shapes = [(noise.samples, length, width) for length in batch.mentioned(noise.mention).sum(1).tolist()]
     return tuple(std * torch.randn(*shape, generator=generator).double() for shape in shapes)
 
 
@@ -175,6 +183,7 @@ def _require_alike(hm: HookedModel, facts: Sequence[Fact], prompts: Sequence[Fac
 
 def _narrow(batch: Batch, width: int) -> Batch:
     """Cut columns that the clean rows do not have."""
-    columns = (batch.tokens, batch.mask, batch.subject, batch.labels)
-    tokens, mask, subject, labels = (column[:, :width] for column in columns)
-    return replace(batch, tokens=tokens, mask=mask, subject=subject, labels=labels)
+    columns = {
+        name: getattr(batch, name)[:, :width] for name in ("tokens", "mask", "subject", "mention", "labels")
+    }
+    return replace(batch, **columns)

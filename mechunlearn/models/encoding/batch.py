@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mechunlearn.core.facts.kinds import Mention
+
 GROUPS = ("first_subject", "middle_subject", "last_subject", "further", "last")
 IGNORED = -100
 
@@ -22,18 +24,22 @@ IGNORED = -100
 class Batch:
     """Encoded rows, padded on the right.
 
-    ``subject`` is true on the subject's tokens, ``subject_last`` the position of the last of them (-1 where a
-    row has none). ``end`` is the position of the last prompt token, whose logits predict the first answer
-    token (0 in a text). ``strings`` are the tokens as text, per row and without padding, for plots.
+    ``subject`` is true on the tokens of the subject's last mention, ``subject_last`` the position of the last
+    of them (-1 where a row has none). ``mention`` numbers the mentions of the subject from 1; it is 0 outside
+    of them. ``end`` is the position of the last prompt token, whose logits predict the first answer token (0
+    in a text). ``strings`` are the tokens as text, per row and without padding, for plots, and ``joins`` what
+    was put between prompt and answer.
     """
 
     tokens: Int[Tensor, "batch pos"]
     mask: Int[Tensor, "batch pos"]
     subject: Bool[Tensor, "batch pos"]
     subject_last: Int[Tensor, "batch"]
+    mention: Int[Tensor, "batch pos"]
     end: Int[Tensor, "batch"]
     labels: Int[Tensor, "batch pos"]
     strings: tuple[tuple[str, ...], ...]
+    joins: tuple[str, ...] = ()
 
     @classmethod
     def of_tokens(cls, tokens: Int[Tensor, "batch pos"]) -> Batch:
@@ -44,6 +50,7 @@ class Batch:
             mask=torch.ones_like(tokens),
             subject=torch.zeros_like(tokens, dtype=torch.bool),
             subject_last=torch.full_like(last, -1),
+            mention=torch.zeros_like(tokens),
             end=last,
             labels=torch.full_like(tokens, IGNORED),
             strings=tuple(() for _ in tokens),
@@ -78,13 +85,22 @@ class Batch:
         inside = torch.arange(positions.shape[1], device=self.tokens.device) < count
         return self.labels.gather(1, positions).masked_fill(~inside, IGNORED)
 
-    def _map(self, change: Callable[[Tensor], Tensor], strings: tuple[tuple[str, ...], ...]) -> Batch:
-        tensors = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "strings"}
-        return Batch(**tensors, strings=strings)
+    def mentioned(self, which: Mention) -> Bool[Tensor, "batch pos"]:
+        """True on the tokens of the subject's mentions: all of them, the first, or the last."""
+        if which == "last":
+            return self.subject
+        return self.mention > 0 if which == "all" else self.mention == 1
+
+    def _map(
+        self, change: Callable[[Tensor], Tensor], strings: tuple[tuple[str, ...], ...], joins: tuple[str, ...]
+    ) -> Batch:
+        texts = ("strings", "joins")
+        tensors = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name not in texts}
+        return Batch(**tensors, strings=strings, joins=joins)
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
-        return self._map(lambda tensor: tensor.to(device), self.strings)
+        return self._map(lambda tensor: tensor.to(device), self.strings, self.joins)
 
     def rows(self, index: slice | Sequence[int] | Int[Tensor, "rows"] | Bool[Tensor, "batch"]) -> Batch:
         """Return some rows, of the same width; see `trimmed`."""
@@ -92,12 +108,16 @@ class Batch:
         if not isinstance(index, slice | Tensor):
             index = torch.tensor(list(index), dtype=torch.long)
         picked = picked[index.to(picked.device) if isinstance(index, Tensor) else index]
-        return self._map(lambda tensor: tensor[picked], tuple(self.strings[i] for i in picked.tolist()))
+        chosen = picked.tolist()
+        joins = tuple(self.joins[i] for i in chosen) if self.joins else ()
+        return self._map(lambda tensor: tensor[picked], tuple(self.strings[i] for i in chosen), joins)
 
     def trimmed(self) -> Batch:
         """Return the rows without columns of padding."""
         width = int(self.lengths.max())
-        return self._map(lambda tensor: tensor[:, :width] if tensor.ndim == 2 else tensor, self.strings)
+        return self._map(
+            lambda tensor: tensor[:, :width] if tensor.ndim == 2 else tensor, self.strings, self.joins
+        )
 
 
 def token_groups(batch: Batch) -> Int[Tensor, "batch pos"]:

@@ -4,13 +4,13 @@
    the sum over its tokens.
 2. A fact with options is answered by the option with the highest log-probability, the first on a tie.
 3. A fact without options is answered by greedy decoding: each token of the answer must be the likeliest after
-   those before it.
+   those before it. An alias counts as the answer, and probabilities of different spellings add up.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from mechunlearn.core import metrics
 from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.texts import texts_of
 from mechunlearn.errors import FactError
 from mechunlearn.models.encoding.batch import IGNORED, Batch
 from mechunlearn.models.encoding.encoder import HasTokenizer, encode, encode_text
@@ -149,7 +150,9 @@ def score(hm: HasModel, facts: Sequence[Fact] | Prepared) -> Outcome:
     rows, start = [], 0
     for fact in prepared.facts:
         here = slice(start, start + len(_candidates(fact)))
-        text = "" if fact.options else _decoded(hm, guesses[start], ids[start])
+        # The spelling that the model writes, if it writes one; else its text instead of the answer.
+        row = next((i for i in range(start, start + len(fact.answers)) if greedy[i]), start)
+        text = "" if fact.options else _decoded(hm, guesses[row], ids[row])
         rows.append(_answered(fact, logprobs[here], greedy[here], text))
         start = here.stop
     correct, says_new, p_answer, p_new, texts = zip(*rows, strict=True)
@@ -159,13 +162,12 @@ def score(hm: HasModel, facts: Sequence[Fact] | Prepared) -> Outcome:
 def perplexity(hm: HasModel, texts: Sequence[str]) -> Float[np.ndarray, "text"]:
     """The mean negative log-likelihood per token of each text, in nats.
 
-    The perplexity of a corpus is the exponential of a mean of these; intervals are taken over texts. Texts
-    that are too long for the model are cut.
+    The perplexity of a corpus is the exponential of a mean of these; intervals are taken over texts.
     """
-    if not len(texts):
+    chosen = texts_of(FactError, texts, name="texts")
+    if not chosen:
         return np.zeros(0)
-    longest = getattr(hm.hf.config.get_text_config(), "max_position_embeddings", None)
-    batch = encode_text(hm, texts, max_tokens=longest)
+    batch = encode_text(hm, chosen)
     total = forward(hm, batch, read=metrics.answer_logprob)
     count = (batch.labels != IGNORED).sum(1)
     return (-total / count).double().cpu().numpy()
@@ -186,10 +188,11 @@ def validate(hm: HasModel, facts: Sequence[Fact], *, threshold: float = 0.5) -> 
         >>> mu.validate(mu.world.model(), mu.world.facts().forget)
         known: 32 of 32 facts
     """
-    outcome = score(hm, facts)
-    unknown = _unknown(hm, facts)
-    accepted, dropped = [], []
-    for row, fact in enumerate(facts):
+    readable, dropped = _readable(hm, facts)
+    outcome = score(hm, readable)
+    unknown = _unknown(hm, readable)
+    accepted = []
+    for row, fact in enumerate(readable):
         p = f"with probability {outcome.p_answer[row]:.2f}"
         reason = ""
         if unknown[row]:
@@ -208,6 +211,22 @@ def validate(hm: HasModel, facts: Sequence[Fact], *, threshold: float = 0.5) -> 
     return Validation(Facts(accepted, text=texts, name=name), tuple(dropped))
 
 
+def _readable(hm: HasModel, facts: Sequence[Fact]) -> tuple[list[Fact], list[Dropped]]:
+    """The facts that can be encoded; the others with the reason, so that one row does not stop a file."""
+    readable, dropped = list(facts), []
+    try:
+        prepare(hm, readable)
+    except FactError:
+        readable = []
+        for fact in facts:
+            try:
+                prepare(hm, [fact])
+                readable.append(fact)
+            except FactError as error:
+                dropped.append(Dropped(fact, f"{fact.prompt[:60]!r} cannot be read: {error}"))
+    return readable, dropped
+
+
 def _logprobs_and_guesses(
     logits: Float[Tensor, "batch answer d_vocab"], ids: Int[Tensor, "batch answer"]
 ) -> Float[Tensor, "batch answer 2"]:
@@ -217,7 +236,7 @@ def _logprobs_and_guesses(
 
 
 def _candidates(fact: Fact) -> tuple[str, ...]:
-    return fact.options or ((fact.answer,) if fact.new is None else (fact.answer, fact.new))
+    return fact.options or (*fact.answers, *fact.new_answers)
 
 
 def _decoded(hm: HasModel, guesses: Int[Tensor, "answer"], ids: Int[Tensor, "answer"]) -> str:
@@ -236,8 +255,16 @@ def _answered(
         text = words[list(logprobs).index(max(logprobs))]
         correct, says_new = text == fact.answer, text == fact.new
     else:
-        correct, says_new = greedy[0], fact.new is not None and greedy[-1]
-    return correct, says_new, p[fact.answer], math.nan if fact.new is None else p[fact.new], text
+        count = len(fact.answers)
+        correct, says_new = any(greedy[:count]), any(greedy[count:])
+    p_new = math.nan if fact.new is None else _together(p, fact.new_answers, fact.end)
+    return correct, says_new, _together(p, fact.answers, fact.end), p_new, text
+
+
+def _together(p: Mapping[str, float], words: Sequence[str], end: str) -> float:
+    """The probability of any of some spellings; one that goes on from a shorter is in that one already."""
+    first = [w for w in words if end or not any(w != v and w.startswith(v) for v in words)]
+    return min(1.0, sum(p[word] for word in first))
 
 
 def _unknown(hm: HasModel, facts: Sequence[Fact]) -> list[bool]:

@@ -201,8 +201,8 @@ def test_only_the_matrix_out_of_an_mlp_has_a_closed_form(llama: HookedModel, sit
     [
         ([], TEXTS, {}, LocalizationError, "no site is given; give the mlp.out of a layer"),
         (["L9.mlp.out"], TEXTS, {}, SiteError, "L9.mlp.out"),
-        ([OUT], "it rains", {}, FactError, "the texts are one text, 'it rains'; give a list of texts"),
-        ([OUT], [TEXTS[0], 7], {}, FactError, "7 is not a text; give strings"),
+        ([OUT], "it rains", {}, FactError, "texts is one string, 'it rains'; give a list of texts"),
+        ([OUT], [TEXTS[0], 7], {}, FactError, "texts[1] is 7, not a string; give a list of texts"),
         ([OUT], [], {}, FactError, "there is no text to make key statistics of"),
         ([OUT], ["", " "], {}, FactError, "there is no text to make key statistics of"),
         ([OUT], TEXTS, {"ridge": -1.0}, EditError, "ridge is -1.0; give 0 or more"),

@@ -42,9 +42,10 @@ def alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def gap(hm: HookedModel) -> float:
-    """How far TransformerLens's and Hugging Face's logits are apart."""
+    """How far TransformerLens's and Hugging Face's logits are apart, in units of the largest one (from 1)."""
     with torch.no_grad():
-        return float((hm(TOKENS) - hm.hf(TOKENS).logits).abs().max())
+        plain = hm.hf(TOKENS).logits
+        return float((hm(TOKENS) - plain).abs().max() / plain.abs().max().clamp(min=1.0))
 
 
 def test_both_views_agree_under_any_edit_and_every_bit_comes_back(hm: HookedModel) -> None:

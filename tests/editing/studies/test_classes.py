@@ -10,8 +10,9 @@ from helpers.small_facts import TEXT, unchecked, weights
 from helpers.tiny_models import tiny_llama
 
 import mechunlearn as mu
-from mechunlearn.core.facts.collection import Facts, halves
+from mechunlearn.core.facts.collection import Facts
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.halving import halves
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.statistics import bootstrap_interval, paired_difference
 from mechunlearn.editing.objectives.likelihood import Forget, Inject

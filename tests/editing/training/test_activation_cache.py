@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.core.facts.fact import Fact, Split
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import Split
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Recipe, Stop

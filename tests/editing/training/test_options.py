@@ -17,7 +17,8 @@ from torch.optim import lr_scheduler as of_torch
 
 import mechunlearn as mu
 from mechunlearn.core.facts.collection import Facts
-from mechunlearn.core.facts.fact import Fact, Split
+from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.facts.kinds import Split
 from mechunlearn.editing.edits.edits import Edit
 from mechunlearn.editing.edits.recipes import Optimizer, Stop
 from mechunlearn.editing.objectives.likelihood import Inject
