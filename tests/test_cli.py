@@ -44,10 +44,11 @@ def test_the_commands_chain_through_files(world: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in world.rglob("*") if path.is_file()}
 
     sites, picture = tmp_path / "sites.json", tmp_path / "sites.html"
-    printed = run("localize", hm, few, "--top", 2, "--out", sites, "--figure", picture)
+    ask = ("localize", hm, few, "--method", "attribution", "--top", 2)
+    printed = run(*ask, "--out", sites, "--figure", picture)
     assert "% of the parameters" in printed and printed.strip().endswith(str(sites))
     found = mu.Localization.load(sites)
-    assert len(found) == 2 and found.source.startswith("Fact lookup")
+    assert len(found) == 2 and found.source.startswith("Attribution patching")
     assert "plotly" in picture.read_text(encoding="utf-8")
 
     folder, full = tmp_path / "edit", tmp_path / "full"
@@ -109,6 +110,8 @@ def test_an_error_of_ours_is_one_line_with_the_remedy(
     mu.Localization(["L99.mlp"]).save(sites)
     assert "is a folder without config.json. Give a folder" in fails(capsys, "localize", tmp_path, few)
     assert "params is a share in (0.0, 1.0]" in fails(capsys, "localize", hm, few, "--params", 2)
+    few_facts = fails(capsys, "localize", hm, few, "--top", 2)
+    assert "which scores 0" in few_facts and "an accident of 4 facts); give more facts" in few_facts
     assert "L99.mlp is not a site of this model: its layers are L0 to L7" in fails(
         capsys, "edit", hm, few, sites, "--out", tmp_path / "edit"
     )

@@ -2,7 +2,7 @@
 
 1. Attributions are first-order estimates of what corrupting a component, or an edge, would do to the answer.
 2. The k largest are measured: each is corrupted by itself, with the subjects that the estimate used, and the
-   change of the answer's logit difference is computed. A component is patched (`activation_patch`); an edge
+   effect on the answer's logit difference is computed. A component is patched (`activation_patch`); an edge
    is patched on the path from its sender to its receiver alone (`path_patch`, heads and MLPs between frozen).
 """
 
@@ -97,6 +97,8 @@ def _nodes(hm: HookedModel, scores: Scores, k: int, options: Mapping[str, Any]) 
         tokens=exact["token"].values.tolist() if "pos" in exact.dims else None,
         facts=exact["fact"].values.tolist(),
         metrics=("exact", "estimate"),
+        fact_tokens=exact["fact_token"].values.tolist() if "fact_token" in exact.coords else None,
+        change_signs=-1,
         title=_titled(scores, k),
         unit=str(scores.values.attrs["unit"]),
         recipe=scores.recipe,
@@ -122,6 +124,7 @@ def _edges(hm: HookedModel, scores: EdgeScores, k: int, options: Mapping[str, An
         params=hm.sites,
         tokens=exact["token"].values.tolist() if "pos" in exact.dims else None,
         facts=exact["fact"].values.tolist(),
+        change_sign=-1,
         title=_titled(scores, k),
         unit=str(scores.values.attrs["unit"]),
         recipe=scores.recipe,

@@ -37,6 +37,7 @@ class TestLabels:
         assert values["params"].values.tolist() == [5000, 400, 0, 30]
         assert values.attrs == {
             "title": "scores", "unit": "score", "total_params": 5430, "components": {"embed": 5000},
+            "change_sign": 1,
         }  # fmt: skip
 
     def test_the_sites_of_a_model_count_parameters(self) -> None:

@@ -12,6 +12,7 @@ from helpers.handmade_scores import (
     SITES,
     TOTAL,
     component_scores,
+    distinct,
     numbers,
     per_site,
     probe,
@@ -28,7 +29,7 @@ from mechunlearn.errors import LocalizationError, ScoresError
 
 
 class TestTop:
-    @given(per_site, st.integers(1, 16), st.sampled_from(("abs", "signed")))
+    @given(distinct, st.integers(1, 16), st.sampled_from(("abs", "signed")))
     @settings(max_examples=50)
     def test_k_sites_that_beat_all_others(self, values: Any, k: int, by: Any) -> None:
         scores = component_scores(values)
@@ -36,10 +37,10 @@ class TestTop:
         ranks = dict(zip(scores.sites, np.abs(values) if by == "abs" else values, strict=True))
         assert len(chosen) == k
         assert min(ranks[site] for site in chosen) >= max(
-            (r for s, r in ranks.items() if s not in chosen), default=-2
+            (r for s, r in ranks.items() if s not in chosen), default=-5
         )
 
-    @given(per_site, st.floats(0.01, 1.0))
+    @given(distinct, st.floats(0.01, 1.0))
     @settings(max_examples=50)
     def test_a_share_is_never_exceeded_unless_asked(self, values: Any, share: float) -> None:
         scores = component_scores(values)
@@ -54,7 +55,7 @@ class TestTop:
             assert budget - 3000 < size <= budget
             assert over - size <= 3000
 
-    @given(per_site, st.integers(600, TOTAL), st.integers(0, 2))
+    @given(distinct, st.integers(600, TOTAL), st.integers(0, 2))
     @settings(max_examples=30, deadline=None)
     def test_filling_makes_equal_budgets_equal_sizes(self, values: Any, params: int, seed: int) -> None:
         chosen = component_scores(values).top(params=params, fill=SITES, seed=seed)
@@ -66,8 +67,33 @@ class TestTop:
         # L1.mlp does not fit any more; L0.attn would, and is not taken in its place.
         assert component_scores(values).top(params=5000) == Localization(["L0.mlp"])
 
-    def test_ties_keep_their_order(self) -> None:
-        assert component_scores(np.ones(16)).top(2) == Localization(["L0.mlp", "L1.mlp"])
+    def test_a_cut_through_sites_of_equal_score_is_refused(self) -> None:
+        values = np.arange(16.0, 0.0, -1.0)
+        values[[3, 4, 9]] = 8.5
+        scores = component_scores(values)
+        message = r"L3\.mlp, L4\.mlp, L1\.attn score the same \(8\.5\), .* first 7 sites .*; take 6 or 9"
+        with pytest.raises(ScoresError, match=message):
+            scores.top(7)
+        with pytest.raises(ScoresError, match=r"score the same \(8\.5\)"):
+            scores.top(params=7 * 3000)
+        assert len(scores.top(6)) == 6 and len(scores.top(9)) == 9
+
+    def test_sites_of_score_0_are_not_handed_out(self) -> None:
+        values = np.zeros(16)
+        values[5] = -0.3
+        scores = component_scores(values)
+        assert scores.top(1) == Localization(["L5.mlp"])
+        message = (
+            r"tracing: only 1 of 16 sites score above 0, so the first 3 would take L0\.mlp, which scores 0"
+        )
+        for by in (3, {"params": 9000}, {"params": 9000, "fill": SITES}):
+            with pytest.raises(ScoresError, match=message if by == 3 else "which scores 0"):
+                scores.top(**by) if isinstance(by, dict) else scores.top(by)
+
+    def test_scores_say_why_they_are_0(self) -> None:
+        scores = Scores.of(np.zeros(8), MLPS, zero_means="too few facts; give more")
+        with pytest.raises(ScoresError, match="too few facts; give more"):
+            scores.top(1)
 
     def test_a_share_is_one_of_the_whole_grain(self) -> None:
         scores = Scores.of(np.ones(1), MLPS[:1], params={MLPS[0]: 10}, total_params=100)
@@ -85,8 +111,9 @@ class TestTop:
     def test_positions_and_facts_are_reduced_first(self) -> None:
         values = np.zeros((2, 8, 4))
         values[:, 5, 3] = -0.7
+        values[:, 2, 1] = 0.1
         assert trace(values).top(1) == Localization(["L5.mlp"])
-        assert trace(values).top(1, by="signed") != Localization(["L5.mlp"])
+        assert trace(values).top(1, by="signed") == Localization(["L2.mlp"])
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -121,8 +148,8 @@ class TestTop:
         with pytest.raises(
             ScoresError, match=r"these scores know no parameter counts; give params to Scores.of"
         ):
-            Scores.of(np.zeros(8), MLPS).top(params=0.1)
-        assert len(Scores.of(np.zeros(8), MLPS).top(2)) == 2
+            Scores.of(np.arange(1.0, 9.0), MLPS).top(params=0.1)
+        assert len(Scores.of(np.arange(1.0, 9.0), MLPS).top(2)) == 2
 
     def test_an_unknown_order_is_refused(self) -> None:
         with pytest.raises(ScoresError, match="by must be one of 'abs' or 'signed'; not 'rank'"):
@@ -149,7 +176,7 @@ class TestTop:
 
 
 class TestPerParameter:
-    @given(per_site, st.integers(1, 16), st.sampled_from(("abs", "signed")))
+    @given(distinct, st.integers(1, 16), st.sampled_from(("abs", "signed")))
     @settings(max_examples=30)
     def test_sites_are_ranked_by_score_per_parameter(self, values: Any, k: int, by: Any) -> None:
         scores = component_scores(values)

@@ -24,6 +24,11 @@ GROUPS = ("first_subject", "last_subject", "further", "last")
 
 numbers = st.floats(-1, 1, allow_subnormal=False)
 per_site = arrays(np.float64, 2 * LAYERS, elements=numbers)
+# Roots, so that neither the numbers nor their shares of a size are ever equal.
+distinct = st.tuples(
+    st.permutations([k**0.5 for k in range(1, 2 * LAYERS + 1)]),
+    arrays(np.float64, 2 * LAYERS, elements=st.sampled_from([-1.0, 1.0])),
+).map(lambda pair: np.array(pair[0]) * pair[1])
 
 
 def counts(sites: list[Site]) -> dict[Site, int]:

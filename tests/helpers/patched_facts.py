@@ -60,8 +60,10 @@ def last_logit(logits: Tensor, facts: Tensor) -> Tensor:
 
 
 def patch(hm: HookedModel, facts: Sequence[Fact], **options: Any) -> np.ndarray[Any, Any]:
-    found: np.ndarray[Any, Any] = activation_patch(hm, facts, progress=False, **options).values.values
-    return found
+    """The raw change of the metrics, as a twin computes it."""
+    scores = activation_patch(hm, facts, progress=False, **options)
+    change: np.ndarray[Any, Any] = scores.change.values.values
+    return change
 
 
 def agrees(found: np.ndarray[Any, Any], wanted: Tensor, *, atol: float = 1e-10) -> None:

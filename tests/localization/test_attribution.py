@@ -58,7 +58,7 @@ def test_it_is_the_slope_of_the_real_change_in_every_family(hm: HookedModel) -> 
     for place, name in enumerate(names):
         rise = own.at(name, step) - own.at(name, -step) - foil.at(name, step) + foil.at(name, -step)
         # Some families compute their norms in float32 whatever the model's precision.
-        assert float(scores.values[0, place]) == pytest.approx(rise / (2 * step), rel=2e-3, abs=2e-4)
+        assert float(scores.change.values[0, place]) == pytest.approx(rise / (2 * step), rel=2e-3, abs=2e-4)
 
 
 def test_it_equals_transformer_lens(tokenizer: Any) -> None:
@@ -81,7 +81,7 @@ def test_it_equals_transformer_lens(tokenizer: Any) -> None:
                 expected[Site("head", node.layer, node.head)] += float(effect)
             elif node.kind == "mlp_out":
                 expected[Site("mlp", node.layer)] += float(effect)
-        np.testing.assert_allclose(scores.values[row], list(expected.values()), atol=1e-10)
+        np.testing.assert_allclose(scores.change.values[row], list(expected.values()), atol=1e-10)
 
 
 def test_a_planted_lookup_leads_the_mlps_and_its_carrier_the_attentions() -> None:
@@ -89,7 +89,7 @@ def test_a_planted_lookup_leads_the_mlps_and_its_carrier_the_attentions() -> Non
     assert scores.only("mlp").top(1) == Localization(["L1.mlp"])
     assert scores.only("attn").top(1) == Localization(["L2.attn"])
     actual = dict(zip(map(str, scores.sites), scores.reduce().values.values.tolist(), strict=True))
-    assert all(actual[site] < -0.3 for site in ("L1.mlp", "L2.attn", "L3.mlp"))
+    assert all(actual[site] > 0.3 for site in ("L1.mlp", "L2.attn", "L3.mlp"))
     assert all(abs(actual[site]) < 1e-6 for site in ("L0.mlp", "L0.attn", "L1.attn", "L2.mlp", "L3.attn"))
 
 

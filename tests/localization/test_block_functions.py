@@ -13,6 +13,7 @@ from helpers.path_twin import SENDERS, Setup, deep
 from helpers.tiny_models import VOCAB, hf_model, memory_tokenizer
 from torch import Tensor
 
+from mechunlearn.errors import FallbackWarning
 from mechunlearn.localization.engine.block_functions import BlockFunctions
 from mechunlearn.localization.engine.engine import Engine
 from mechunlearn.localization.path_patching.paths import Paths
@@ -69,12 +70,15 @@ REASONS: Any = {
 }
 
 
+# The engine falls back as well.
+@pytest.mark.filterwarnings("ignore:(blocks do not|every patch)")
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_model_with_a_part_of_its_own_is_patched_by_hooks_instead(reason: str) -> None:
     hm = HookedModel.from_hf(hf_model("llama"), memory_tokenizer()).to(torch.float64)
     # A part of the model, not a hook of TransformerLens.
     REASONS[reason](hm.bridge).register_forward_hook(twisted)
-    assert BlockFunctions.of(hm).reason == reason
+    with pytest.warns(FallbackWarning, match=f"paths are patched by hooks, since {reason}; each sender"):
+        assert BlockFunctions.of(hm).reason == reason
     setup, receivers = Setup(hm), ["L1.head[0].q", "L1.mlp"]
     paths = Paths.of(hm, ["embed", "L0.mlp", "L0.head[2]"], receivers, mlps="recompute")
     setup.agree(setup.twins(), paths, receivers, setup.sweep(paths))
@@ -83,7 +87,8 @@ def test_a_model_with_a_part_of_its_own_is_patched_by_hooks_instead(reason: str)
 def test_a_part_that_cannot_be_called_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
     hm = HookedModel.from_hf(hf_model("llama"), memory_tokenizer())
     monkeypatch.setattr(BlockFunctions, "mlp", broken)
-    assert BlockFunctions.of(hm).reason == "a part of a block could not be run on its own (TypeError: no)"
+    with pytest.warns(FallbackWarning, match="since a part of a block could not be run on its own"):
+        assert BlockFunctions.of(hm).reason.endswith("on its own (TypeError: no)")
 
 
 def broken(self: Any, layer: Any, resid: Any) -> Any:

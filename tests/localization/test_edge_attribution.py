@@ -73,7 +73,7 @@ class TestAgainstMasks:
             for row, twin in enumerate(twins(wide, PAIRS[::3])):
                 assert [str(site) for site in actual.senders] == twin.senders
                 assert [str(site) for site in actual.receivers] == twin.receivers
-                np.testing.assert_allclose(actual.values[row], twin.scores(), rtol=0, atol=1e-10)
+                np.testing.assert_allclose(actual.change.values[row], twin.scores(), rtol=0, atol=1e-10)
 
     @pytest.mark.parametrize("family", DIFFERENT)
     def test_integrated_over_inputs_it_is_the_mean_over_embeddings_between(self, family: str) -> None:
@@ -88,7 +88,7 @@ class TestAgainstMasks:
             actual = edge_attribution(wide, PAIRS[1:2], **options)
             (twin,) = twins(wide, PAIRS[1:2])
             expected = sum(twin.scores(embed=k / 3) for k in (1, 2, 3)) / 3
-            np.testing.assert_allclose(actual.values[0], expected, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(actual.change.values[0], expected, rtol=0, atol=1e-10)
 
     @pytest.mark.parametrize("family", DIFFERENT)
     def test_integrated_over_activations_each_sender_has_its_own_runs(self, family: str) -> None:
@@ -103,7 +103,7 @@ class TestAgainstMasks:
             actual = edge_attribution(wide, PAIRS[1:2], **options)
             (twin,) = twins(wide, PAIRS[1:2])
             expected = sum(twin.scores_of_own_runs(k / 2) for k in (1, 2)) / 2
-            np.testing.assert_allclose(actual.values[0], expected, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(actual.change.values[0], expected, rtol=0, atol=1e-10)
 
 
 def node_name(node: Node) -> str:
@@ -154,7 +154,7 @@ class TestAgainstOthers:
         errors = []
         for steps in (8, 32):
             edges = edge_attribution(gpt2, PAIRS, method="eap-ig-inputs", steps=steps, progress=False)
-            errors.append(np.abs(edges.nodes().values.sel(site="embed").values - whole).max())
+            errors.append(np.abs(edges.change.nodes().values.sel(site="embed").values - whole).max())
         # One end of every step is counted, so the error falls as one over their number.
         assert errors[1] < 0.35 * errors[0] and errors[1] < 0.02 * np.abs(whole).max()
 
@@ -168,7 +168,7 @@ class TestAgainstOthers:
         for steps in (8, 32):
             options: Any = {"method": "eap-ig-activations", "steps": steps, "batch_size": 64}
             edges = edge_attribution(wide, PAIRS[:1], corrupt=OtherSubject(PAIRS), progress=False, **options)
-            nodes = edges.nodes().only("head", "mlp").combine("sum").values.sel(site=sites)
+            nodes = edges.change.nodes().only("head", "mlp").combine("sum").values.sel(site=sites)
             errors.append(np.abs(nodes.values[0] - exact).max())
         assert errors[1] < 0.35 * errors[0] and errors[1] < 0.05 * np.abs(exact).max()
 
@@ -313,4 +313,4 @@ class TestRefusals:
     def test_facts_without_a_partner_are_left_out_and_named(self, llama: HookedModel) -> None:
         scores = edge_attribution(llama, tiny_facts(), progress=False)
         assert isinstance(scores, EdgeScores) and scores.values.sizes["fact"] == 6
-        assert scores.title == "Edge attribution (below 0: speaks for the answer), 6 of 7 facts"
+        assert scores.title == "Edge attribution, 6 of 7 facts"

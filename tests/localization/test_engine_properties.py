@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechunlearn.core.sites.site import Site
+from mechunlearn.errors import FallbackWarning
 from mechunlearn.localization.engine import block_calls as calls
 from mechunlearn.localization.engine import fused_block as components
 from mechunlearn.localization.engine import readout as reading
@@ -135,7 +136,8 @@ def test_a_model_that_cannot_be_entered_from_the_middle_gets_complete_runs_and_s
 ) -> None:
     hm = HookedModel.from_hf(hf_model("llama")).to(dtype).fork()
     strange(monkeypatch, hm)
-    engine = Engine.of(hm)
+    with pytest.warns(FallbackWarning, match=f"every patch is a complete run, since .*({why})"):
+        engine = Engine.of(hm)
     assert re.search(why, engine.reason)
     if dtype == torch.float64:
         setup = Setup(hm, some_sites(hm)[::2], (7, 7), share=0.3)
@@ -145,7 +147,8 @@ def test_a_model_that_cannot_be_entered_from_the_middle_gets_complete_runs_and_s
 def test_parts_that_do_not_fit_a_model_leave_it_to_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     hm = HookedModel.from_hf(hf_model("llama")).to(torch.float64)
     monkeypatch.setattr(components, "_rotated", lambda vectors, cosine, sine: vectors)
-    engine = Engine.of(hm)
+    with pytest.warns(FallbackWarning, match="blocks do not run in their fused form"):
+        engine = Engine.of(hm)
     assert engine.reason == "" and engine.slower
     setup = Setup(hm, some_sites(hm)[::2], (7,), share=0.5)
     torch.testing.assert_close(setup.sweep(engine), setup.twin(), **TIGHT)

@@ -12,6 +12,7 @@ from helpers.tiny_models import hf_model, memory_tokenizer
 from torch import Tensor
 
 from mechunlearn.core.hooks import ablate
+from mechunlearn.errors import FallbackWarning
 from mechunlearn.localization.engine import self_check
 from mechunlearn.localization.engine.block_functions import BlockFunctions
 from mechunlearn.localization.engine.engine import Engine
@@ -66,8 +67,10 @@ def test_why_blocks_do_not_run_in_their_fused_form_is_kept(monkeypatch: pytest.M
         return torch.zeros(2, 3 if positions is None else 2, 32, dtype=torch.float64)
 
     monkeypatch.setattr(self_check, "run_fused_block", other)
-    engine = Engine.of(fresh())
-    assert engine.reason == "" and engine.slower == "block 0 in its fused form differs from the block"
+    slower = "block 0 in its fused form differs from the block"
+    with pytest.warns(FallbackWarning, match=f"do not run in their fused form, since {slower}; .* as long"):
+        engine = Engine.of(fresh())
+    assert (engine.reason, engine.slower) == ("", slower)
 
 
 def test_scores_say_that_a_model_was_run_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +81,11 @@ def test_scores_say_that_a_model_was_run_the_plain_way(monkeypatch: pytest.Monke
     plain = activation_patch(known, tiny_facts(), sites="mlp", progress=False)
     with monkeypatch.context() as patched:
         patched.setattr(self_check, "run_block", wrong)
-        assert "unchanged state" in Engine.of(hm).reason
+        cost = "each patch runs all 2 layers instead of those above it"
+        with pytest.warns(FallbackWarning, match=f"a complete run, since .*unchanged state.*; {cost}"):
+            assert "unchanged state" in Engine.of(hm).reason
+    # Once: a second warning would be an error here.
+    assert Engine.of(hm).reason
     slow = activation_patch(hm, tiny_facts(), sites="mlp", progress=False)
     assert slow.title.endswith("every patch a complete run") and "complete run" not in plain.title
     np.testing.assert_allclose(slow.values.values, plain.values.values, atol=1e-10)

@@ -56,7 +56,7 @@ def farthest_position(values: xr.DataArray) -> xr.DataArray:
         return values
     # Below every magnitude, so that NaN is chosen only where all positions are NaN.
     farthest = abs(values).fillna(-1).argmax("pos")
-    return values.isel(pos=farthest).drop_vars(("pos", "token"))
+    return values.isel(pos=farthest).drop_vars(("pos", "token", "fact_token"), errors="ignore")
 
 
 def _rows(sites: list[Site]) -> dict[Site, list[int]]:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from mechunlearn.core.scores.combining import farthest_position
 from mechunlearn.core.scores.edge_drawing import heatmap
 from mechunlearn.core.scores.labelled import LabelledScores
+from mechunlearn.core.scores.labels import raw_change
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
@@ -74,6 +75,7 @@ class EdgeScores(LabelledScores):
         title: str = "edge scores",
         unit: str = "score",
         facts: Sequence[int] | None = None,
+        change_sign: int = 1,
         recipe: Mapping[str, Any] | None = None,
     ) -> EdgeScores:
         """Label an array.
@@ -88,6 +90,8 @@ class EdgeScores(LabelledScores):
             title: what was measured.
             unit: what the numbers are.
             facts: number of every fact in the collection that was scored, where some were left out.
+            change_sign: -1 where the raw change of the metric has the opposite sign of the score; see
+                ``change``.
             recipe: the facts and options they were measured with.
 
         Raises:
@@ -111,7 +115,12 @@ class EdgeScores(LabelledScores):
         if "pos" in sizes:
             coords["token"] = ("pos", list(tokens or map(str, range(sizes["pos"]))))
         labelled = xr.DataArray(array, coords, dims, attrs={"title": title, "unit": unit})
-        return cls(labelled, params, dict(recipe or {}))
+        return cls(labelled.assign_attrs(change_sign=change_sign), params, dict(recipe or {}))
+
+    @property
+    def change(self) -> EdgeScores:
+        """The raw change of the metric by corrupting; scores say how far an edge supports the answer."""
+        return self._with(raw_change(self.values))
 
     @property
     def senders(self) -> tuple[Site, ...]:
@@ -133,10 +142,10 @@ class EdgeScores(LabelledScores):
     def nodes(self, *, by: End = "sender") -> Scores:
         """Add up the edges of every sender, or of every receiver, for each fact and position.
 
-        The sum over a sender's receivers estimates how the metric changes when all that the sender writes is
-        corrupted: for edges from ``edge_attribution`` it is exactly the score that ``attribution`` gives that
-        component, and `verify` measures it. The sum over a receiver's senders estimates how the metric
-        changes when the receiver alone reads the corrupted residual stream.
+        The sum over a sender's receivers estimates how far all that the sender writes supports the answer:
+        for edges from ``edge_attribution`` it is exactly the score that ``attribution`` gives that component,
+        and `verify` measures it. The sum over a receiver's senders estimates the same for what the receiver
+        alone reads from the residual stream.
 
         Args:
             by: the end that keeps its own score, ``"sender"`` or ``"receiver"``.
@@ -159,6 +168,7 @@ class EdgeScores(LabelledScores):
             params=self.params,
             title=f"{self.title}, summed over {over}s",
             unit=str(self.values.attrs["unit"]),
+            change_signs=int(self.values.attrs["change_sign"]),
             recipe=self.recipe if by == "sender" else None,
         )
 

@@ -15,6 +15,9 @@ from mechunlearn.core.sites.model_sites import ModelSites
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, one_of
 
+SUPPORT = "support, in "
+"""Begins the unit of scores that say how far a site supports the answer."""
+
 DIMS = ("fact", "sample", "site", "pos", "metric")
 
 
@@ -28,6 +31,8 @@ def label(
     tokens: Sequence[str] | None = None,
     metrics: Sequence[str] | Mapping[str, str] | None = None,
     facts: Sequence[int] | None = None,
+    fact_tokens: Sequence[Sequence[str]] | None = None,
+    change_signs: int | Sequence[int] = 1,
 ) -> xr.DataArray:
     """Copy an array into a read-only labelled one; arguments and errors are those of ``Scores.of``."""
     array = values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else values
@@ -43,16 +48,36 @@ def label(
     if "pos" in sizes:
         # Tokens repeat, so they stand beside the positions and never index them.
         coords["token"] = ("pos", list(tokens or map(str, range(sizes["pos"]))))
+    if fact_tokens is not None and "pos" in sizes:
+        coords["fact_token"] = (("fact", "pos"), np.array([list(row) for row in fact_tokens], dtype=object))
     if names:
         coords["metric"] = names
     if isinstance(metrics, Mapping):
         coords["unit"] = ("metric", list(metrics.values()))
+    signs = [change_signs] if isinstance(change_signs, int) else list(change_signs)
+    if names and len(signs) > 1:
+        coords["change_sign"] = ("metric", signs)
     if total_params is None:
         total_params = sum(coords["params"][1])
         if isinstance(params, ModelSites):
             total_params = params.size(site for site in params if site.kind != "embed" or site in sites)
     components = {str(site): counts[site] for site in dict.fromkeys(map(component, sites)) if site in counts}
-    return xr.DataArray(array, coords, dims, attrs={"total_params": total_params, "components": components})
+    attrs = {"total_params": total_params, "components": components, "change_sign": signs[0]}
+    return xr.DataArray(array, coords, dims, attrs=attrs)
+
+
+def raw_change(values: xr.DataArray) -> xr.DataArray:
+    """Scores with the sign of the metric's raw change; they keep their labels."""
+    sign = values.coords.get("change_sign", values.attrs["change_sign"])
+    changed = (values * sign).transpose(*values.dims).assign_attrs(values.attrs)
+    unit = str(values.attrs["unit"]).removeprefix(SUPPORT)
+    changed = changed.assign_attrs(change_sign=1, unit=unit, title=f"{values.attrs['title']}, raw change")
+    if "unit" in changed.coords:
+        changed = changed.assign_coords(
+            unit=("metric", [u.removeprefix(SUPPORT) for u in changed["unit"].values])
+        )
+    result: xr.DataArray = changed.drop_vars("change_sign", errors="ignore")
+    return result
 
 
 def component(site: Site) -> Site:
@@ -85,7 +110,17 @@ def select_label(values: xr.DataArray, dim: str, choice: int | str) -> xr.DataAr
         raise ScoresError(f"{choice!r} stands at positions {indices}; select one by its number")
     if dim == "metric" and "unit" in values.coords:
         values = values.assign_attrs(unit=str(values["unit"].values[indices[0]]))
-    return values.isel({dim: indices[0]}, drop=True)
+    if dim == "metric" and "change_sign" in values.coords:
+        values = values.assign_attrs(change_sign=int(values["change_sign"].values[indices[0]]))
+    values = values.isel({dim: indices[0]}, drop=True)
+    return _with_own_tokens(values) if dim == "fact" and "fact_token" in values.coords else values
+
+
+def _with_own_tokens(values: xr.DataArray) -> xr.DataArray:
+    """One fact's scores at its own tokens, which label them."""
+    tokens = values["fact_token"].values
+    own = values.isel(pos=[index for index, token in enumerate(tokens) if token])
+    return own.assign_coords(token=("pos", own["fact_token"].values.tolist())).drop_vars("fact_token")
 
 
 def _counts(sites: set[Site], params: Mapping[Site, int] | ModelSites | None) -> dict[Site, int]:

@@ -3,9 +3,10 @@
 1. The values are an xarray with one stacked dimension ``site``; layer, kind, head and parameter count are
    its coordinates, so a selection by budget needs no model. Other dimensions are ``fact``, ``sample``,
    ``pos`` and ``metric``. Tokens label positions and never index them, since they repeat.
-2. Reductions are explicit: facts and samples by their mean, positions by the value farthest from 0 with its
+2. One sign everywhere: above 0 a site supports the answer. ``change`` gives the raw change of the metric.
+3. Reductions are explicit: facts and samples by their mean, positions by the value farthest from 0 with its
    sign, and a metric has to be selected. NaN (no such position in a prompt) is left out.
-3. A selection ranks the reduced scores and takes sites from the top.
+4. A selection ranks the reduced scores and takes sites from the top.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mechunlearn.core.scores.combining import combine, farthest_position
 from mechunlearn.core.scores.drawing import curves, heatmap
 from mechunlearn.core.scores.intervals import intervals
 from mechunlearn.core.scores.labelled import LabelledScores
-from mechunlearn.core.scores.labels import label, select_label
+from mechunlearn.core.scores.labels import label, raw_change, select_label
 from mechunlearn.core.scores.selection import rank, require_convention, top_guo2024, top_k, top_params
 from mechunlearn.core.sites.localization import Localization
 from mechunlearn.core.sites.model_sites import ModelSites
@@ -69,6 +70,9 @@ class Scores(LabelledScores):
         tokens: Sequence[str] | None = None,
         metrics: Sequence[str] | Mapping[str, str] | None = None,
         facts: Sequence[int] | None = None,
+        fact_tokens: Sequence[Sequence[str]] | None = None,
+        change_signs: int | Sequence[int] = 1,
+        zero_means: str = "",
         title: str = "scores",
         unit: str = "score",
         evidence: Mapping[str, Scores] | None = None,
@@ -88,6 +92,10 @@ class Scores(LabelledScores):
             tokens: label of every position; may repeat.
             metrics: name of every metric; or names with the unit of each, where units differ.
             facts: number of every fact in the collection that was scored, where some were left out.
+            fact_tokens: for every fact its own token at every position; empty where it has none.
+            change_signs: -1 where the raw change of the metric has the opposite sign of the score, else 1;
+                one for all, or one for every metric. See ``change``.
+            zero_means: why a site scores 0, and the remedy, for the message of a selection of such sites.
             title: what was measured; written above figures and into the source of selections.
             unit: what the numbers are.
             evidence: other scores that these were derived from, by name.
@@ -97,16 +105,22 @@ class Scores(LabelledScores):
             ScoresError: if dimensions, labels and array do not fit each other.
         """
         labelled = label(
-            values,
-            sites,
-            dims,
-            params=params,
-            total_params=total_params,
-            tokens=tokens,
-            metrics=metrics,
-            facts=facts,
-        )
-        return cls(labelled.assign_attrs(title=title, unit=unit), dict(evidence or {}), dict(recipe or {}))
+            values, sites, dims, params=params, total_params=total_params, tokens=tokens, metrics=metrics,
+            facts=facts, fact_tokens=fact_tokens, change_signs=change_signs,
+        )  # fmt: skip
+        labelled = labelled.assign_attrs(title=title, unit=unit)
+        if zero_means:
+            labelled.attrs["zero_means"] = zero_means
+        return cls(labelled, dict(evidence or {}), dict(recipe or {}))
+
+    @property
+    def change(self) -> Scores:
+        """The raw change of the metric by the intervention, where scores say how far it supports the answer.
+
+        They are the scores themselves where the intervention restores something, and their negatives where it
+        takes something away.
+        """
+        return self._with(raw_change(self.values))
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -196,7 +210,8 @@ class Scores(LabelledScores):
     ) -> Localization:
         """Select the best sites, by number or by a budget of parameters.
 
-        Sites are taken in order until the next does not fit; ties keep the order of the array.
+        Sites are taken in order until the next does not fit. A selection that would take a site of score 0,
+        or cut through sites of equal score, is an error.
 
         Args:
             k: number of sites.
@@ -213,8 +228,8 @@ class Scores(LabelledScores):
 
         Raises:
             ScoresError: if not exactly one of ``k`` and ``params`` is given, if it selects nothing or more
-                than there is, if the scores are of states, NaN, or of several metrics, or if an option
-                contradicts the convention.
+                than there is, if it would take sites of score 0 or some of several equal ones, if the
+                scores are of states, NaN, or of several metrics, or if an option contradicts the convention.
 
         Source: Guo et al. 2024, Mechanistic Unlearning (the convention).
         """

@@ -2,7 +2,8 @@
 
 1. Scores of states select nothing, since an edit could not write there; nor does NaN, which has no rank.
 2. The best sites are taken until the next does not fit the budget. A lower one that would fit is not taken
-   instead, so the selection is always the beginning of the ranking.
+   instead, so the selection is always the beginning of the ranking. A selection that takes sites of score 0,
+   or leaves out one that scores the same as the last it takes, would be an accident of order, and is refused.
 3. By the convention of Guo et al. 2024, parts are first summed into whole components. These are taken by
    absolute value until the budget is used up, and every component that scores as high as the last is taken
    too: the selection goes over the budget by up to one component, and by more where scores tie.
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from mechunlearn.core.sites.budget import gap
 from mechunlearn.core.sites.localization import Localization
@@ -30,6 +31,7 @@ def top_k(values: xr.DataArray, k: int, *, by: str, per_parameter: bool) -> Loca
     ranked = rank(values, by=by, per_parameter=per_parameter)
     if not 1 <= k <= len(ranked):
         raise ScoresError(f"top selects 1 to {len(ranked)} sites, as many as were scored; not {k}")
+    _require_clear_cut(values, ranked, k, by=by, per_parameter=per_parameter)
     return Localization(ranked[:k], source=f"{_title(values, per_parameter)}, top {k}")
 
 
@@ -50,6 +52,8 @@ def top_params(
     budget, title = _budget(params, values), f"{_title(values, per_parameter)}, {_share(params)}"
     if fill is not None:
         filled = fill.fill(ranked, params=budget, seed=seed)
+        touched = sum(any(site in (part, *part.wider) for part in filled) for site in ranked)
+        _require_clear_cut(values, ranked, touched, by=by, per_parameter=per_parameter)
         return Localization(filled, source=f"{title} ({filled.source})")
     sizes = _sizes(values.sel(site=[str(site) for site in ranked]))
     spent = np.cumsum(sizes)
@@ -62,6 +66,7 @@ def top_params(
             f"the best site, {ranked[0]}, has {sizes[0]:,} parameters, more than the budget of {budget:,}; "
             "raise params, or pass fill=hm.sites or overshoot=True"
         )
+    _require_clear_cut(values, ranked, count, by=by, per_parameter=per_parameter)
     return Localization(ranked[:count], source=f"{title} ({gap(int(spent[count - 1]), budget)})")
 
 
@@ -116,10 +121,39 @@ def rank(
         raise ScoresError(
             f"the score of {sites[int(np.isnan(values.values).argmax())]} is NaN and has no rank"
         )
-    ranks = np.abs(values.values) if by == "abs" else values.values
-    if per_parameter:
-        ranks = ranks / _sizes(values)
+    ranks = _ranks(values, by=by, per_parameter=per_parameter)
     return [sites[row] for row in np.argsort(-ranks, kind="stable") if ranks[row] > above]
+
+
+def _ranks(values: xr.DataArray, *, by: str, per_parameter: bool) -> Float[np.ndarray, " site"]:
+    """The numbers that sites are ranked by, in the order of the array."""
+    ranks = np.abs(values.values) if by == "abs" else values.values
+    return np.asarray(ranks / _sizes(values) if per_parameter else ranks)
+
+
+def _require_clear_cut(
+    values: xr.DataArray, ranked: list[Site], count: int, *, by: str, per_parameter: bool
+) -> None:
+    """Raise ScoresError if the first ``count`` sites of a ranking are no better than sites left out, or 0."""
+    ranks = _ranks(values, by=by, per_parameter=per_parameter)
+    score = dict(zip(map(str, values["site"].values), ranks.tolist(), strict=True))
+    ordered = [score[str(site)] for site in ranked]
+    hint = values.attrs.get("zero_means", "")
+    if 0.0 in ordered[:count]:
+        nonzero = ordered.index(0.0)
+        raise ScoresError(
+            f"{values.attrs['title']}: only {nonzero} of {len(ranked)} sites score above 0, so the first "
+            f"{count} would take {ranked[nonzero]}, which scores 0, by the order of the array; "
+            f"{hint or 'take fewer sites, or score more facts'}"
+        )
+    if count < len(ranked) and ordered[count] == ordered[count - 1]:
+        tied = [str(site) for site, number in zip(ranked, ordered, strict=True) if number == ordered[count]]
+        better = ordered.index(ordered[count])
+        raise ScoresError(
+            f"{', '.join(tied[:4])}{' ...' * (len(tied) > 4)} score the same ({ordered[count]:.4g}), and the "
+            f"first {count} sites would take some of them by the order of the array; take {better} or "
+            f"{better + len(tied)}"
+        )
 
 
 def _title(values: xr.DataArray, per_parameter: bool) -> str:

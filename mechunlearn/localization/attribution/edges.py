@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
 from mechunlearn.core.scores.edges import EdgeScores
+from mechunlearn.core.scores.labels import SUPPORT
 from mechunlearn.errors import ScoresError, one_of
 from mechunlearn.localization.attribution.edge_sums import (
     EdgeSums,
@@ -80,7 +81,7 @@ def edge_attribution(
 
     Returns:
         Scores over ``fact``, ``sender`` and ``receiver``, and ``pos`` (not for ``"all"``): the estimated
-        change of the logit difference; below 0, the edge speaks for the answer. Not-a-number where no edge
+        support of the logit difference; above 0, the edge supports the answer. Not-a-number where no edge
         can be. Facts for which no other subject has equally many tokens are left out, which the title says.
 
     Raises:
@@ -114,15 +115,16 @@ def edge_attribution(
     form = "" if method == "eap" else f", {method.removeprefix('eap-ig-')} in {steps} steps"
     note = f", {pairs.note}" if pairs.note else ""
     return EdgeScores.of(
-        totals.values if positions != "all" else totals.values[..., 0],
+        -totals.values if positions != "all" else -totals.values[..., 0],
         graph.senders,
         graph.receivers,
         dims=("fact", "sender", "receiver", "pos")[: 3 + (positions != "all")],
         tokens=labels_of(pairs.answers, positions),
         facts=pairs.index,
         params=hm.sites,
-        title=f"Edge attribution{form} (below 0: speaks for the answer){note}",
-        unit="change of the logit difference",
+        change_sign=-1,
+        title=f"Edge attribution{form}{note}",
+        unit=f"{SUPPORT}logit difference",
         recipe={"facts": list(facts), "corrupt": subject, "positions": positions},
     )
 

@@ -6,8 +6,9 @@
    for words of one token the normaliser cancels, and it is the difference of their logits.
 3. One forward and backward pass on the clean prompt gives what each component wrote and the gradient of the
    metric there; one forward pass on the other prompt gives what it would have written.
-4. The score is ``(corrupt - clean) · gradient``, summed over the components' width and over positions: an
-   estimate of *how the metric changes when the component is corrupted*. Below 0 it speaks for the answer.
+4. ``(corrupt - clean) · gradient``, summed over the components' width and over positions, estimates *how the
+   metric changes when the component is corrupted*. The score is its negative: above 0 the component supports
+   the answer. ``scores.change`` is the estimate itself.
 
 The estimate is linear. Where it matters, `verify` measures the exact change.
 """
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 
 from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.scores.labels import SUPPORT
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError
@@ -39,6 +41,7 @@ from mechunlearn.localization.patching.positions import (
     Component,
     Positions,
     Totals,
+    fact_tokens_of,
     labels_of,
     layer_sites,
     shares_of,
@@ -74,9 +77,9 @@ def attribution(
         progress: show a progress bar.
 
     Returns:
-        Scores over ``fact`` and ``site``, and ``pos`` (not for ``"all"``): the estimated change of the logit
-        difference, not-a-number where a prompt has no token of a group. Facts for which no other subject has
-        equally many tokens are left out, which the title says.
+        Scores over ``fact`` and ``site``, and ``pos`` (not for ``"all"``): how much of the logit difference
+        the component is estimated to support, not-a-number where a prompt has no token of a group. Facts for
+        which no other subject has equally many tokens are left out, which the title says.
 
     Raises:
         FactError: a fact has nothing to compare its answer with, or none finds another subject.
@@ -102,14 +105,16 @@ def attribution(
             bar.update(len(part.answers))
     note = f", {pairs.note}" if pairs.note else ""
     return Scores.of(
-        totals.values if positions != "all" else totals.values[..., 0],
+        -totals.values if positions != "all" else -totals.values[..., 0],
         named,
         dims=("fact", "site") if positions == "all" else ("fact", "site", "pos"),
         tokens=labels_of(pairs.answers, positions),
         facts=pairs.index,
         params=hm.sites,
-        title=f"Attribution patching (below 0: speaks for the answer){note}",
-        unit="change of the logit difference",
+        fact_tokens=fact_tokens_of(pairs.answers, positions),
+        change_signs=-1,
+        title=f"Attribution patching{note}",
+        unit=f"{SUPPORT}logit difference",
         recipe={"facts": list(facts), "corrupt": subject, "positions": positions},
     )
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechunlearn.errors import FallbackWarning
 from mechunlearn.localization.engine.cached_run import CachedRun, cached_run
 from mechunlearn.localization.engine.fused_block import mlp_out, plain
 from mechunlearn.localization.engine.self_check import has_hooks, random_batches
@@ -43,7 +45,13 @@ class BlockFunctions:
         if has_hooks(hm, "blocks.") or (hm not in _CHECKED and has_hooks(hm)):
             return cls(hm, "hooks of the user are in the model, which closed forms would pass by")
         if hm not in _CHECKED:
-            _CHECKED[hm] = _reason_against(cls(hm))
+            _CHECKED[hm] = reason = _reason_against(cls(hm))
+            if reason:
+                warnings.warn(
+                    f"paths are patched by hooks, since {reason}; each sender then takes a complete run",
+                    FallbackWarning,
+                    stacklevel=3,
+                )
         return cls(hm, _CHECKED[hm])
 
     def has_post_norm(self, layer: int) -> bool:

@@ -12,6 +12,7 @@ Weights are read when they are used: an edit between two sweeps shows in the sec
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechunlearn.errors import FallbackWarning
 from mechunlearn.localization.engine.blocks import run_batch
 from mechunlearn.localization.engine.cached_run import CachedRun
 from mechunlearn.localization.engine.patch_hooks import PatchHooks
@@ -72,6 +74,7 @@ class Engine:
         if hm not in _CHECKED:
             slower = reason_against(hm, fused=True)
             _CHECKED[hm] = (reason_against(hm, fused=False) if slower else "", slower)
+            _warn(hm, *_CHECKED[hm])
         return cls(hm, *_CHECKED[hm], budget=budget)
 
     def sweep(
@@ -145,6 +148,20 @@ class Engine:
         values[numbers] = read(self.hm, resid, rows, readout)
         if bar is not None:
             bar.update(len(numbers))
+
+
+def _warn(hm: HookedModel, reason: str, slower: str) -> None:
+    """Warn once of a model whose blocks are not entered, or not in their fused form; results are the same."""
+    layers = hm.arch.shape.n_layers
+    if reason:
+        cost = f"each patch runs all {layers} layers instead of those above it"
+        warnings.warn(f"every patch is a complete run, since {reason}; {cost}", FallbackWarning, stacklevel=4)
+    elif slower:
+        warnings.warn(
+            f"blocks do not run in their fused form, since {slower}; sweeps take up to twice as long",
+            FallbackWarning,
+            stacklevel=4,
+        )
 
 
 _HOOKS = "hooks of the user are in the blocks"

@@ -6,7 +6,9 @@
    zeros, means, or another fact's activations into the clean run.
 2. Every site is written at every place by itself, and everything after it is computed anew. The engine
    computes only what can have changed, and the result is that of one complete hooked run per site.
-3. A score is the metric of the patched run minus that of the run it was patched into. With `normalized` it is
+3. The change is the metric of the patched run minus that of the run it was patched into. A score says how far
+   the site supports the answer: it is the change by denoising, and its negative by noising and ablation. The
+   divergence (`"kl"`) grows as the answer goes, so its sign is turned. With `normalized` the change is
    divided by the mean difference between the two runs: 1 is the whole effect.
 """
 
@@ -20,6 +22,7 @@ from tqdm.auto import tqdm
 
 from mechunlearn.core.checks import positive
 from mechunlearn.core.facts.fact import Fact
+from mechunlearn.core.scores.labels import SUPPORT
 from mechunlearn.core.scores.scores import Scores
 from mechunlearn.core.sites.site import Site
 from mechunlearn.errors import ScoresError, one_of
@@ -37,7 +40,14 @@ from mechunlearn.localization.patching.answer_metrics import (
 )
 from mechunlearn.localization.patching.corruption import ANY, Ablation, Corrupt, Corruption, corruption_of
 from mechunlearn.localization.patching.pairs import Pairs, pair
-from mechunlearn.localization.patching.positions import Positions, Sites, interventions, labels_of, places_of
+from mechunlearn.localization.patching.positions import (
+    Positions,
+    Sites,
+    fact_tokens_of,
+    interventions,
+    labels_of,
+    places_of,
+)
 from mechunlearn.localization.patching.sweep import PatchTask, SweepResult, sweep
 from mechunlearn.models.hooked import HookedModel
 
@@ -77,7 +87,7 @@ def activation_patch(
         window: neighbouring layers written together, centred on the scored one and cut at the ends.
         metric: ``"logit_diff"``, ``"logprob"`` or ``"probability"`` of the whole answer,
             ``"kl"`` of the next token from the clean run, or a function of the last logits [row d_vocab] and
-            of the facts' numbers [row]; or several of them.
+            of the facts' numbers [row], which grows with the answer; or several of them.
         normalized: divide by the mean difference between the two runs.
         seed: seed of the corruption, unless its value has one.
         batch_size: rows per captured run.
@@ -86,6 +96,7 @@ def activation_patch(
 
     Returns:
         Scores over ``fact``, ``site``, ``pos`` (not for ``"all"``) and ``metric`` (if there are several).
+        Above 0 a site supports the answer, in every direction; ``scores.change`` is the raw change.
 
     Raises:
         ScoresError: for an option that does not exist, or that does not go with another.
@@ -150,8 +161,8 @@ def patch_scores(
         engine = Engine.of(hm, budget=budget)
         result = sweep(engine, tasks, writes, answers=pairs.answers, positions=positions, bar=bar)
     return scores_of(
-        hm, result, list(sites), pairs, metric=metric, positions=positions, normalized=normalized,
-        title=title, unit=unit,
+        hm, result, list(sites), pairs, metric=metric, positions=positions, direction=direction,
+        normalized=normalized, title=title, unit=unit,
     )  # fmt: skip
 
 
@@ -191,6 +202,15 @@ def _direction(direction: Direction | None, corruption: Corruption, normalized: 
     return "noising"
 
 
+def support_sign(metric: Metric, direction: Direction) -> int:
+    """The sign by which a change of a metric says that the site supports the answer.
+
+    A function of the user's should grow with the answer, as a logit difference does.
+    """
+    restores = 1 if direction == "denoising" else -1
+    return -restores if metric == "kl" else restores
+
+
 def scores_of(
     hm: HookedModel,
     result: SweepResult,
@@ -199,20 +219,23 @@ def scores_of(
     *,
     metric: Metric | Sequence[Metric],
     positions: Positions,
+    direction: Direction,
     normalized: bool,
     title: str,
     unit: str | None = None,
 ) -> Scores:
     """Label the result of a sweep, without the axes of which it has one entry."""
     metrics, several = metrics_of(metric), not isinstance(metric, str | Callable)
-    values = result.shares if normalized else result.values
+    signs = [1 if normalized else support_sign(each, direction) for each in metrics]
+    values = (result.shares if normalized else result.values) * torch.tensor(signs)
     dims = ["fact", "site", "pos", "metric"]
     if positions == "all":
         values, dims = values[:, :, 0], ["fact", "site", "metric"]
     if not several:
         values, dims = values[..., 0], dims[:-1]
-    units = {name_of(each): UNITS.get(name_of(each), "") for each in metrics}
-    change = " or ".join(dict.fromkeys(unit or name for name, unit in units.items()))
+    names = {name_of(each): UNITS.get(name_of(each), "") or name_of(each) for each in metrics}
+    units = {name: f"{'' if normalized else SUPPORT}{unit}" for name, unit in names.items()}
+    measured = " or ".join(dict.fromkeys(names.values()))
     return Scores.of(
         values,
         sites,
@@ -221,6 +244,8 @@ def scores_of(
         tokens=labels_of(pairs.answers, positions),
         metrics=units if several else None,
         facts=pairs.index,
+        fact_tokens=fact_tokens_of(pairs.answers, positions),
+        change_signs=signs if several else signs[0],
         title=title + (f", {pairs.note}" if pairs.note else "") + result.remarks,
-        unit="share of the effect" if normalized else unit or f"change in {change}",
+        unit="share of the effect" if normalized else unit or f"{SUPPORT}{measured}",
     )

@@ -147,6 +147,16 @@ def labels_of(answers: AnswerRows, positions: Positions) -> tuple[str, ...] | No
     return tuple(next(iter(each)) if len(each) == 1 else str(p) for p, each in enumerate(tokens))
 
 
+def fact_tokens_of(answers: AnswerRows, positions: Positions) -> list[list[str]] | None:
+    """The tokens of every fact's prompt, padded with empty strings; None unless each has a place."""
+    if positions != "each":
+        return None
+    width = places_of(answers, positions)
+    rows = zip(answers.fact.tolist(), answers.batch.strings, answers.batch.end.tolist(), strict=True)
+    prompts = {fact: list(strings[: end + 1]) for fact, strings, end in rows}
+    return [prompts[fact] + [""] * (width - len(prompts[fact])) for fact in sorted(prompts)]
+
+
 def shares_of(pairs: Pairs, positions: Positions, *, places: int) -> Float[Tensor, "row pos place"]:
     """The weight of each token's effect in each place: 1 or 0."""
     where = where_of(pairs.answers, positions, places=places) & pairs.differs

@@ -81,7 +81,7 @@ def path_patch(
 
     Returns:
         Scores over ``fact``, ``site`` (the senders), ``pos`` (not for ``"all"``) and ``metric`` (if there are
-        several).
+        several). Above 0 a path supports the answer; ``scores.change`` is the raw change.
 
     Raises:
         ScoresError: for an option that does not exist, a number that is not above zero, or no sites or
@@ -108,8 +108,8 @@ def path_patch(
     engine = Engine.of(hm, budget=budget)
     result = _swept(engine, paths, pairs, metrics, positions, direction, batch_size, progress)
     return scores_of(
-        hm, result, list(paths.senders), pairs, metric=metric, positions=positions, normalized=normalized,
-        title=_title(paths, direction),
+        hm, result, list(paths.senders), pairs, metric=metric, positions=positions, direction=direction,
+        normalized=normalized, title=_title(paths, direction),
     )  # fmt: skip
 
 
