@@ -91,7 +91,7 @@ class TestTop:
                 scores.top(**by) if isinstance(by, dict) else scores.top(by)
 
     def test_scores_say_why_they_are_0(self) -> None:
-        scores = Scores.of(np.zeros(8), MLPS, zero_means="too few facts; give more")
+        scores = Scores.of(np.zeros(8), MLPS).explained("too few facts; give more")
         with pytest.raises(ScoresError, match="too few facts; give more"):
             scores.top(1)
 

@@ -72,7 +72,6 @@ class Scores(LabelledScores):
         facts: Sequence[int] | None = None,
         fact_tokens: Sequence[Sequence[str]] | None = None,
         change_signs: int | Sequence[int] = 1,
-        zero_means: str = "",
         title: str = "scores",
         unit: str = "score",
         evidence: Mapping[str, Scores] | None = None,
@@ -95,7 +94,6 @@ class Scores(LabelledScores):
             fact_tokens: for every fact its own token at every position; empty where it has none.
             change_signs: -1 where the raw change of the metric has the opposite sign of the score, else 1;
                 one for all, or one for every metric. See ``change``.
-            zero_means: why a site scores 0, and the remedy, for the message of a selection of such sites.
             title: what was measured; written above figures and into the source of selections.
             unit: what the numbers are.
             evidence: other scores that these were derived from, by name.
@@ -109,8 +107,6 @@ class Scores(LabelledScores):
             facts=facts, fact_tokens=fact_tokens, change_signs=change_signs,
         )  # fmt: skip
         labelled = labelled.assign_attrs(title=title, unit=unit)
-        if zero_means:
-            labelled.attrs["zero_means"] = zero_means
         return cls(labelled, dict(evidence or {}), dict(recipe or {}))
 
     @property
@@ -121,6 +117,10 @@ class Scores(LabelledScores):
         takes something away.
         """
         return self._with(raw_change(self.values))
+
+    def explained(self, zero_means: str) -> Scores:
+        """Say why a site scores 0, and the remedy, for the message of a selection of such sites."""
+        return self._with(self.values.assign_attrs(zero_means=zero_means))
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -121,8 +121,7 @@ def fact_lookup(
         title=f"Fact lookup: probe gain ≥ {min_gain:g} and swap effect ≥ {min_effect:g}{note}",
         unit=_SHARE,
         evidence={"probe": curve, "gain": gains, "swap": swap, **attention},
-        zero_means=_zero_means(gain, sure, folds=fitted_on is None, facts=len(facts)),
-    )
+    ).explained(_zero_means(gain, sure, folds=fitted_on is None, facts=len(facts)))
 
 
 def _zero_means(
@@ -218,7 +217,6 @@ def _over_mlps(
     unit: str,
     facts: Sequence[int] | None = None,
     evidence: Mapping[str, Scores] | None = None,
-    zero_means: str = "",
 ) -> Scores:
     sites = [Site("mlp", layer) for layer in range(hm.arch.shape.n_layers)]
     return Scores.of(
@@ -230,5 +228,4 @@ def _over_mlps(
         title=title,
         unit=unit,
         evidence=evidence,
-        zero_means=zero_means,
     )

@@ -106,12 +106,13 @@ def path_lookup(
         facts=swaps.index,
         title=f"Fact lookup by paths through {names}" + (f", {swaps.note}" if swaps.note else ""),
         unit="share of the preference moved",
-        zero_means="an MLP scores 0 if the paths through the heads miss the rule "
-        f"(min_effect={min_effect:g}); give more facts, see .evidence, or take fewer sites",
         evidence={
             name: replace(each, values=each.values.assign_coords(fact=list(swaps.index)))
             for name, each in {"heads": direct, "paths": through, "null": control}.items()
         },
+    ).explained(
+        f"an MLP scores 0 if the paths through the heads miss the rule (min_effect={min_effect:g}); "
+        "give more facts, see .evidence, or take fewer sites"
     )  # fmt: skip
 
 
