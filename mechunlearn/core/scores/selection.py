@@ -52,7 +52,8 @@ def top_params(
     budget, title = _budget(params, values), f"{_title(values, per_parameter)}, {_share(params)}"
     if fill is not None:
         filled = fill.fill(ranked, params=budget, seed=seed)
-        touched = sum(any(site in (part, *part.wider) for part in filled) for site in ranked)
+        reached = {site for part in filled for site in (part, *part.wider)}
+        touched = sum(site in reached for site in ranked)
         _require_clear_cut(values, ranked, touched, by=by, per_parameter=per_parameter)
         return Localization(filled, source=f"{title} ({filled.source})")
     sizes = _sizes(values.sel(site=[str(site) for site in ranked]))
