@@ -76,7 +76,7 @@ def test_the_planted_lookup_is_above_0_and_selected(hm: mu.HookedModel, mode: st
     reduced = scores.reduce().values
     assert float(reduced.sel(site="L1.mlp")) > 0.01
     assert LOOKUP in scores.above(0.0)
-    assert LOOKUP in scores.top(2, by="signed") if int((reduced > 0).sum()) >= 2 else True
+    assert LOOKUP in scores.top(min(2, int((reduced > 0).sum())), by="signed")
 
 
 @pytest.mark.parametrize("mode", ["patching, noising, kl", "ablation, zero", "attribution", "paths, noising"])
