@@ -58,12 +58,12 @@ def _check(model: Any) -> str:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(embedding.shape[0], (1, _LENGTH), generator=generator).to(embedding.device)
     name = _RENAMED if _RENAMED in inspect.signature(model.forward).parameters else _READ
-    kept = {name: DynamicCache(config=model.config), "use_cache": True}
+    cached = {name: DynamicCache(config=model.config), "use_cache": True}
     try:
         with torch.no_grad():
             complete = model(tokens, use_cache=False).logits
-            model(tokens[:, :-2], **kept)
-            continued = model(tokens[:, -2:], **kept).logits
+            model(tokens[:, :-2], **cached)
+            continued = model(tokens[:, -2:], **cached).logits
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:

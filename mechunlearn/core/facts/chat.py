@@ -43,20 +43,24 @@ class ChatTemplate:
             raise FactError("the tokenizer has no chat template; load one, or use the facts as they are")
         messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": _MESSAGE})
-        told_messages = [*messages, {"role": "assistant", "content": _ANSWER}]
-        asked = _rendered(tokenizer, messages, add_generation_prompt=True, **options)
-        told = _rendered(tokenizer, told_messages, **options)
-        if asked.count(_MESSAGE) != 1 or not told.startswith(asked.rstrip()) or told.count(_ANSWER) != 1:
+        conversation = [*messages, {"role": "assistant", "content": _ANSWER}]
+        prompt = _rendered(tokenizer, messages, add_generation_prompt=True, **options)
+        rendered = _rendered(tokenizer, conversation, **options)
+        if (
+            prompt.count(_MESSAGE) != 1
+            or not rendered.startswith(prompt.rstrip())
+            or rendered.count(_ANSWER) != 1
+        ):
             raise FactError(
                 "the chat template changes messages or prompts, so prompt and answer cannot be told apart; "
                 "render the prompts yourself, with Fact(opening=..., join=...)"
             )
-        if system is not None and system.strip() not in asked:
+        if system is not None and system.strip() not in prompt:
             raise FactError("the chat template leaves the system message out; leave system= out as well")
-        opening, closing = asked.split(_MESSAGE)
-        between, end = told[len(asked.rstrip()) :].split(_ANSWER)
+        opening, closing = prompt.split(_MESSAGE)
+        between, end = rendered[len(prompt.rstrip()) :].split(_ANSWER)
         # A template may write the white space before an answer in the prompt already, or with the answer.
-        written = asked[len(asked.rstrip()) :]
+        written = prompt[len(prompt.rstrip()) :]
         if between.strip() or not between.startswith(written):
             raise FactError(
                 f"the chat template puts {between!r} between prompt and answer, which is no white space; "
@@ -74,10 +78,10 @@ class ChatTemplate:
             validation=self._messages(fact.validation),
             held_out=self._messages(fact.held_out),
             choice=None if fact.choice is None else self._message(fact.choice),
-            entailed=[self.render(other, end=end) for other in fact.entailed],
-            others=[self.render(other, end=end) for other in fact.others],
+            entailed=[self.render(related, end=end) for related in fact.entailed],
+            others=[self.render(related, end=end) for related in fact.others],
             neighbours={
-                kind: [self.render(other, end=end) for other in facts]
+                kind: [self.render(related, end=end) for related in facts]
                 for kind, facts in fact.neighbours.items()
             },
             opening=self.opening,

@@ -58,9 +58,7 @@ def label(
     if names and len(signs) > 1:
         coords["change_sign"] = ("metric", signs)
     if total_params is None:
-        total_params = sum(coords["params"][1])
-        if isinstance(params, ModelSites):
-            total_params = params.size(site for site in params if site.kind != "embed" or site in sites)
+        total_params = _total(sites, counts, params)
     components = {str(site): counts[site] for site in dict.fromkeys(map(component, sites)) if site in counts}
     attrs = {"total_params": total_params, "components": components, "change_sign": signs[0]}
     return xr.DataArray(array, coords, dims, attrs=attrs)
@@ -119,8 +117,19 @@ def select_label(values: xr.DataArray, dim: str, choice: int | str) -> xr.DataAr
 def _with_own_tokens(values: xr.DataArray) -> xr.DataArray:
     """One fact's scores at its own tokens, which label them."""
     tokens = values["fact_token"].values
-    own = values.isel(pos=[index for index, token in enumerate(tokens) if token])
-    return own.assign_coords(token=("pos", own["fact_token"].values.tolist())).drop_vars("fact_token")
+    at_tokens = values.isel(pos=[index for index, token in enumerate(tokens) if token])
+    return at_tokens.assign_coords(token=("pos", at_tokens["fact_token"].values.tolist())).drop_vars(
+        "fact_token"
+    )
+
+
+def _total(
+    sites: Sequence[Site], counts: Mapping[Site, int], params: Mapping[Site, int] | ModelSites | None
+) -> int:
+    """Parameters of all sites of the model but an embedding that is not scored; else of those scored."""
+    if isinstance(params, ModelSites):
+        return params.size(site for site in params if site.kind != "embed" or site in sites)
+    return sum(counts.get(site, 0) for site in sites)
 
 
 def _counts(sites: set[Site], params: Mapping[Site, int] | ModelSites | None) -> dict[Site, int]:

@@ -74,7 +74,8 @@ def propose_anchors(
     """
     positive(ScoresError, min_count=min_count)
     texts, against = (
-        texts_of(FactError, given, name=name) for name, given in (("texts", texts), ("against", against))
+        texts_of(FactError, passages, name=name)
+        for name, passages in (("texts", texts), ("against", against))
     )
     other_counts = Counter(span for span, _ in _names(against))
     mentions = list(_names(texts))

@@ -164,7 +164,7 @@ def tokenised(
     bos = tokenizer.bos_token_id if model.prepend_bos else None
     opened = [True] * len(texts) if plain is None else plain
     rows = [
-        with_bos(ids, bos if own else None) for ids, own in zip(encoded["input_ids"], opened, strict=True)
+        with_bos(ids, bos if opens else None) for ids, opens in zip(encoded["input_ids"], opened, strict=True)
     ]
     strings = strings_of(tokenizer, {token for row in rows for token in row})
     spans = [
